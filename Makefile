@@ -1,0 +1,108 @@
+# DataCrumbs: what a developer and CI need. `make help` lists the targets.
+#
+# PYTHON  the interpreter the environment is made from: the system's own, because that one sees
+#         the distribution's BCC bindings, wherever `python3` on PATH leads
+# VENV    the environment: below the checkout if ordinary users can reach it there (tests run
+#         commands as such users), else a directory of /var/tmp
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= /usr/bin/python3
+ifndef VENV
+VENV := $(shell d="$(CURDIR)"; \
+	while [ "$$d" != / ]; do \
+	  [ $$((0$$(stat -c %a "$$d") & 1)) = 1 ] || closed=1; \
+	  d=$$(dirname "$$d"); \
+	done; \
+	if [ -z "$$closed" ]; then echo "$(CURDIR)/.venv"; \
+	else echo "/var/tmp/datacrumbs-$$(echo "$(CURDIR)" | cksum | cut -d' ' -f1)/venv"; fi)
+endif
+
+# Debian's names. Building: clang, bpftool, libbpf's and libc's headers, gcc, python3-venv.
+# Running: libbpf1. The rest is what tests run, trace or check with.
+PACKAGES := clang llvm bpftool libbpf-dev libbpf1 gcc libc6-dev python3 python3-venv \
+	e2fsprogs fio git groff-base iproute2 libcap2-bin libseccomp2 musl-tools patchelf \
+	sqlite3 strace tar time util-linux
+BENCH_PACKAGES := bpftrace linux-perf
+
+export PIP_ROOT_USER_ACTION := ignore
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# the tests are of what is installed, not of what lies here
+unexport PYTHONPATH
+run := PATH="$(VENV)/bin:$$PATH" $(VENV)/bin/python -P
+
+sources := pyproject.toml README.md Makefile $(shell find meson.build bpf datacrumbs docs etc \
+	examples systemd -not -name __pycache__ -not -name '*.pyc' 2>/dev/null)
+
+.PHONY: help
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+.PHONY: setup
+setup: packages $(VENV)/.installed ## Install system packages, the environment and datacrumbs into it
+
+# $(call install,PACKAGES): those that are missing; nothing is fetched when none is
+define install
+	@missing=$$(for p in $(1); do dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null \
+	  | grep -qx installed || echo $$p; done); \
+	[ -z "$$missing" ] || { \
+	  [ "$$(id -u)" = 0 ] || { echo "as root: apt-get install $$missing" >&2; exit 1; }; \
+	  apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y \
+	    --no-install-recommends $$missing; }
+endef
+
+.PHONY: packages
+packages:
+	$(call install,$(PACKAGES))
+
+.PHONY: bench-packages
+bench-packages:
+	$(call install,$(BENCH_PACKAGES))
+
+$(VENV)/bin/python: | packages
+	mkdir -p $(dir $(VENV))
+	@[ -O $(dir $(VENV)) ] || { echo "$(dir $(VENV)) belongs to somebody else" >&2; exit 1; }
+	$(PYTHON) -m venv --system-site-packages $(VENV)
+
+# what pyproject.toml asks for: to build, to run, to develop
+$(VENV)/.dependencies: pyproject.toml | $(VENV)/bin/python
+	$(run) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
+	  d = p["project"]; print(*p["build-system"]["requires"], *d["dependencies"], \
+	  *d["optional-dependencies"]["dev"], sep="\n")' > $@.txt
+	$(run) -m pip install --quiet -r $@.txt
+	touch $@
+
+# a wheel, not an editable install: what the tests see is what a site gets
+$(VENV)/.installed: $(sources) | $(VENV)/.dependencies
+	$(run) -m pip install --quiet --no-build-isolation --no-deps \
+	  --config-settings=setup-args=-Dwerror=true .
+	touch $@
+
+.PHONY: lint
+lint: setup ## Check style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+.PHONY: test
+test: lint ## All tests that this machine can run (root, BPF); a skipped test is a failure
+	$(run) -m pytest --no-skips tests/unit tests/kernel
+
+.PHONY: demo
+demo: setup ## Trace a small program from the probe file to the report
+	PATH="$(VENV)/bin:$$PATH" examples/demo.sh
+
+.PHONY: bench
+bench: setup bench-packages ## Measure the cost of tracing, next to other tools
+	$(run) tests/bench/run.py
+
+.PHONY: wheel
+wheel: setup ## Build a wheel into dist/
+	$(run) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+
+.PHONY: clean
+clean: ## Remove what was built, caches and the environment
+	rm -rf build dist .mesonpy-* .mypy_cache .ruff_cache .pytest_cache .hypothesis $(VENV)
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,77 @@
+/*
+ * What the BPF programs and the daemon (datacrumbs/tracer/layout.py) both know.
+ * Change DC_LAYOUT when anything here changes.
+ */
+#pragma once
+#include <linux/types.h>
+
+#define DC_LAYOUT 1
+#define DC_SYSCALLS 512	     /* system call numbers below this can be traced */
+#define DC_MAX_CPUS 1024     /* counters are kept per CPU, modulo this */
+#define DC_RUN_ID_MAX 64
+#define DC_TEXT_MAX 4096     /* a path's bytes in a name record */
+#define DC_DEPTH 64	     /* user functions nested on one thread; a power of two */
+
+/* one event: EVENT_DTYPE in datacrumbs/trace/schema.py */
+struct dc_event {
+	__s64 ts, dur;
+	__u64 file;
+	__s64 offset, size, ret;
+	__s32 pid, tid;
+	__u16 func, flags;
+	__s32 fd;
+};
+enum { DC_UNFINISHED = 1, DC_PEER = 2 };
+
+/* which tasks a function is recorded for, and what a task is */
+enum { DC_JOINED = 1, DC_IN_JOB = 2 };
+
+/* what to do about one system call; argument indices are -1 for none */
+struct dc_call {
+	__u16 func; /* 0: not wanted */
+	__u8 select;
+	__u8 bits;
+	__s8 fd, path, dirfd, size, iov, iovcnt, offset, offset_ptr;
+	__s8 fd2, offset2_ptr, path2, dirfd2;
+};
+enum { DC_USES_POS = 1, DC_RETURNS_FD = 2 };
+
+/* set before load */
+#define DC_FUNCTIONS 65536
+struct dc_config {
+	struct dc_call calls[DC_SYSCALLS];
+	__u8 user_select[DC_FUNCTIONS]; /* by function number */
+	char run_id[DC_RUN_ID_MAX];
+	__u64 job_cgroup;    /* kernfs id; 0: no `select: job` */
+	__u32 uid;	     /* the run's user */
+	__u32 ns_inum;	     /* the daemon's PID namespace */
+	__u32 cpus_per_ring;
+	__u32 layout;
+};
+
+/* per CPU, read by the daemon through the memory map of .data.counters */
+struct dc_counters {
+	__u64 lost, lost_strings, filtered, unfinished;
+	__u64 unused[4];
+};
+
+/* records of the string ring */
+enum { DC_FILE = 1, DC_NAME, DC_PROCESS, DC_PEER_RECORD };
+enum { DC_START = 1, DC_FORK, DC_EXEC, DC_EXIT };
+
+struct dc_string {
+	__u32 kind;   /* DC_FILE ... */
+	__u32 length; /* bytes of text in use */
+	__s64 ts;
+	__u64 file; /* DC_FILE, DC_NAME, DC_PEER_RECORD: the id; DC_PROCESS: the executable's */
+	__u64 base; /* DC_NAME: id of the directory a relative path starts at */
+	__u64 ino;
+	__u32 dev, generation;
+	__u32 mode, what; /* what: DC_START ..., or for DC_FILE 1 = deleted, 2 = path cut short */
+	__s32 pid, ppid;
+	__s32 fd, exit_code;
+	__s64 offset;
+	char fstype[16]; /* or the process's comm */
+	/* DC_FILE: names from the leaf up, each ended by NUL; else one string */
+	char text[DC_TEXT_MAX + 256];
+};

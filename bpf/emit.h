@@ -1,0 +1,106 @@
+/* Handing records to the daemon. */
+#pragma once
+
+struct ring {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+};
+
+/* one ring per group of CPUs, so that many cores do not fight over one lock */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct ring);
+} rings SEC(".maps");
+
+__noinline int emit(const struct dc_event *event)
+{
+	if (!event)
+		return 0;
+	__u32 group = bpf_get_smp_processor_id() / config.cpus_per_ring;
+	void *ring = bpf_map_lookup_elem(&rings, &group);
+	struct dc_event *slot = ring ? bpf_ringbuf_reserve(ring, sizeof(*slot), 0) : 0;
+
+	if (!slot) {
+		counters_here()->lost++;
+		return 0;
+	}
+	__builtin_memcpy(slot, event, sizeof(*slot));
+	bpf_ringbuf_submit(slot, BPF_RB_NO_WAKEUP);
+	return 0;
+}
+
+static __always_inline void emit_peer(struct dc_task *self)
+{
+	struct dc_string *record = scratch_for(bpf_get_current_task_btf());
+
+	if (!record)
+		return;
+	record->kind = DC_PEER_RECORD;
+	record->length = 0;
+	record->ts = self->event.ts;
+	record->pid = self->event.tid;
+	record->file = self->file2;
+	record->fd = self->fd2;
+	record->offset = self->offset2;
+	send_string(record);
+}
+
+__noinline int put_process(struct dc_task *self, __u64 address, __u32 what)
+{
+	struct task_struct *task = (void *)address;
+	struct dc_string *record = scratch_for(bpf_get_current_task_btf());
+	struct file *exe = BPF_CORE_READ(task, mm, exe_file);
+	__u64 id = 0;
+
+	if (!record || !self)
+		return 0;
+	if (exe && what != DC_EXIT)
+		id = identify(self, exe);
+	record->kind = DC_PROCESS;
+	record->length = 0;
+	record->ts = bpf_ktime_get_ns();
+	record->file = id;
+	record->what = what;
+	record->pid = self->event.pid;
+	record->ppid = number_of(BPF_CORE_READ(task, real_parent, group_leader, thread_pid));
+	record->exit_code = BPF_CORE_READ(task, exit_code);
+	BPF_CORE_READ_STR_INTO(&record->fstype, task, comm);
+	send_string(record);
+	return 0;
+}
+
+static __always_inline void emit_process(struct dc_task *self, struct task_struct *task, __u32 what)
+{
+	__u64 address; /* read back as a plain number, see file.h */
+
+	bpf_probe_read_kernel(&address, sizeof(address), &task);
+	put_process(self, address, what);
+}
+
+/* The calls this task is in. The daemon tells them apart by DC_UNFINISHED. */
+__noinline int emit_unfinished(struct dc_task *self)
+{
+	if (!self)
+		return 0;
+	__s64 now = bpf_ktime_get_ns();
+
+	for (__u32 i = 0; i < DC_DEPTH && i < self->depth; i++) {
+		struct dc_event event = {
+			.ts = self->stack[i].ts, .dur = now - self->stack[i].ts, .offset = -1,
+			.size = -1, .fd = -1, .func = self->stack[i].func, .flags = DC_UNFINISHED,
+			.pid = self->event.pid, .tid = self->event.tid,
+		};
+		emit(&event);
+	}
+	self->depth = 0;
+	if (self->event.func) {
+		self->event.dur = now - self->event.ts;
+		self->event.ret = 0;
+		self->event.flags |= DC_UNFINISHED;
+		emit(&self->event);
+		self->event.func = 0;
+	}
+	return 0;
+}

@@ -1,0 +1,278 @@
+/*
+ * Which file a call is about: an id for every event, the path once.
+ *
+ * Functions that are not static are verified once, not at each call; their pointers into the
+ * kernel are plain numbers, because the verifier takes no others there.
+ */
+#pragma once
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, __u64);
+	__type(value, __u8);
+} announced SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 23);
+} strings SEC(".maps");
+
+/* room to put a path together, for each thread that needs it */
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct dc_string);
+} scratch SEC(".maps");
+
+struct dc_counters counters[DC_MAX_CPUS] SEC(".data.counters");
+
+static __always_inline struct dc_counters *counters_here(void)
+{
+	return &counters[bpf_get_smp_processor_id() & (DC_MAX_CPUS - 1)];
+}
+
+static __always_inline struct dc_string *scratch_for(struct task_struct *task)
+{
+	return bpf_task_storage_get(&scratch, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+}
+
+static __always_inline bool send_string(struct dc_string *record)
+{
+	__u32 length = record->length;
+
+	if (length > DC_TEXT_MAX)
+		length = DC_TEXT_MAX;
+	if (!bpf_ringbuf_output(&strings, record, offsetof(struct dc_string, text) + length,
+				BPF_RB_NO_WAKEUP))
+		return true;
+	counters_here()->lost_strings++;
+	return false;
+}
+
+/* True when the id was not announced yet (or long ago): the caller announces it now. */
+static __always_inline bool first_sight(struct dc_task *self, __u64 id)
+{
+	__u8 yes = 1;
+
+	if (self->known[id & 7] == id)
+		return false;
+	self->known[id & 7] = id;
+	if (bpf_map_lookup_elem(&announced, &id))
+		return false;
+	bpf_map_update_elem(&announced, &id, &yes, BPF_ANY);
+	return true;
+}
+
+static __always_inline void forget(struct dc_task *self, __u64 id)
+{
+	self->known[id & 7] = 0;
+	bpf_map_delete_elem(&announced, &id);
+}
+
+/*
+ * Loads without a helper call, where the kernel lets a program say what an address points to:
+ * such a load cannot fault either, it reads 0. bpf_rdonly_cast() came with Linux 6.2; struct
+ * bpf_iter_num, by which we tell, with 6.4. Elsewhere bpf_probe_read_kernel() does the same.
+ */
+extern void *bpf_rdonly_cast(const void *address, __u32 type) __ksym __weak;
+
+#define direct() bpf_core_type_exists(struct bpf_iter_num)
+#define as(type, address)                                                                          \
+	((type *)(direct() ? bpf_rdonly_cast((const void *)(address), bpf_core_type_id_kernel(type)) \
+			   : (void *)(address)))
+#define READ(pointer, member) (direct() ? (pointer)->member : BPF_CORE_READ(pointer, member))
+
+/* The `struct file` behind a descriptor of the current task; 0 for none. */
+static __always_inline struct file *file_of(struct task_struct *task, int fd)
+{
+	struct fdtable *table = task->files ? task->files->fdt : 0;
+	__u64 file = 0;
+
+	if (!table || (unsigned int)fd >= table->max_fds)
+		return 0;
+	__u64 slot = (__u64)table->fd + (__u32)fd * sizeof(file);
+	if (direct()) /* of structures that begin with a pointer, any will do */
+		return (struct file *)as(struct path, slot)->mnt;
+	bpf_probe_read_kernel(&file, sizeof(file), (void *)slot);
+	return (struct file *)file;
+}
+
+static __always_inline __u64 mix(__u64 a, __u64 b)
+{
+	a = (a ^ b) * 0x9e3779b97f4a7c15ULL;
+	return a ^ (a >> 29);
+}
+
+struct walk {
+	struct dc_string *record;
+	struct dentry *dentry;
+	struct mount *mount;
+	__u32 at;
+	bool whole;
+};
+
+static long put_name(__u64 i, struct walk *walk)
+{
+	struct dentry *dentry = walk->dentry, *parent = BPF_CORE_READ(dentry, d_parent);
+	struct mount *mount = walk->mount;
+	__u32 at = walk->at;
+
+	/* memfd and the like: a name without a tree, its own parent */
+	if (dentry == BPF_CORE_READ(mount, mnt.mnt_root) || (dentry == parent && at)) {
+		walk->mount = BPF_CORE_READ(mount, mnt_parent);
+		walk->dentry = BPF_CORE_READ(mount, mnt_mountpoint);
+		walk->whole = walk->mount == mount || !walk->mount;
+		return walk->whole;
+	}
+	if (at > DC_TEXT_MAX - 256)
+		return 1;
+	long n = bpf_probe_read_kernel_str(walk->record->text + (at & (DC_TEXT_MAX - 1)), 256,
+					   BPF_CORE_READ(dentry, d_name.name));
+	if (n <= 0)
+		return 1;
+	walk->at = at + n;
+	walk->dentry = parent;
+	return 0;
+}
+
+/* Names from the leaf up to the root of the mount namespace. */
+static __always_inline void put_path(struct dc_string *record, __u64 dentry, __u64 mnt)
+{
+	struct walk walk = {
+		.record = record,
+		.dentry = (void *)dentry,
+		.mount = (void *)(mnt - bpf_core_field_offset(struct mount, mnt)),
+	};
+
+	bpf_loop(DC_TEXT_MAX, put_name, &walk, 0);
+	record->length = walk.at;
+	if (!walk.whole)
+		record->what |= 2;
+}
+
+__noinline int announce_file(__u64 id, __u64 dentry_address, __u64 mnt_address)
+{
+	struct dentry *dentry = (void *)dentry_address;
+	struct dc_string *record = scratch_for(bpf_get_current_task_btf());
+
+	if (!record)
+		return 0;
+	struct inode *inode = BPF_CORE_READ(dentry, d_inode);
+	struct super_block *sb = BPF_CORE_READ(inode, i_sb);
+	record->kind = DC_FILE;
+	record->ts = bpf_ktime_get_ns();
+	record->file = id;
+	record->base = 0;
+	record->ino = BPF_CORE_READ(inode, i_ino);
+	record->dev = BPF_CORE_READ(sb, s_dev);
+	record->generation = BPF_CORE_READ(inode, i_generation);
+	record->mode = BPF_CORE_READ(inode, i_mode);
+	record->what = BPF_CORE_READ(inode, i_nlink) ? 0 : 1;
+	bpf_probe_read_kernel_str(record->fstype, sizeof(record->fstype),
+				  BPF_CORE_READ(sb, s_type, name));
+	put_path(record, dentry_address, mnt_address);
+	return send_string(record);
+}
+
+static __always_inline __u64 id_of(struct dc_task *self, struct dentry *dentry)
+{
+	struct inode *inode = READ(dentry, d_inode);
+	struct super_block *sb = READ(inode, i_sb);
+	__u64 id = mix(READ(inode, i_ino), READ(inode, i_generation));
+
+	id = mix(id, READ(sb, s_dev));
+	id = mix(id, READ(dentry, d_name.hash_len));
+	*(volatile __u64 *)&self->parent = (__u64)READ(dentry, d_parent);
+	return mix(id, *(volatile __u64 *)&self->parent) | 1;
+}
+
+__noinline int announce_once(struct dc_task *self, __u64 id)
+{
+	if (self && first_sight(self, id) && !announce_file(id, self->dentry, self->mnt))
+		forget(self, id);
+	return 0;
+}
+
+static __always_inline __u64 identify_path(struct dc_task *self, struct dentry *dentry,
+					   struct vfsmount *mnt)
+{
+	__u64 id = id_of(self, as(struct dentry, dentry));
+
+	if (self->known[id & 7] == id)
+		return id;
+	self->dentry = (__u64)dentry;
+	self->mnt = (__u64)mnt;
+	announce_once(self, id);
+	return id;
+}
+
+/* The id of an open file: its inode under the name it was opened by. */
+static __always_inline __u64 identify(struct dc_task *self, struct file *address)
+{
+	struct file *file = as(struct file, address);
+
+	return identify_path(self, READ(file, f_path.dentry), READ(file, f_path.mnt));
+}
+
+struct hashing {
+	struct dc_string *record;
+	__u64 hash;
+};
+
+static long hash_word(__u64 i, struct hashing *hashing)
+{
+	__u64 *words = (__u64 *)hashing->record->text;
+
+	hashing->hash = mix(hashing->hash, words[i & (DC_TEXT_MAX / 8 - 1)]);
+	return 0;
+}
+
+static __always_inline __u64 hash_text(struct dc_string *record)
+{
+	__u32 length = record->length & (DC_TEXT_MAX - 1);
+	struct hashing hashing = {.record = record, .hash = length};
+
+	*(__u64 *)(record->text + length) = 0; /* so that the last word has no old bytes */
+	bpf_loop((length + 7) / 8, hash_word, &hashing, 0);
+	return hashing.hash;
+}
+
+/* The id of a path as the program gave it (`address`, in user memory, relative to `dirfd`). */
+__noinline __u64 named(struct dc_task *self, __u64 address, int dirfd)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct dc_string *record;
+	__u64 base = 0, id;
+	char first = 0;
+
+	if (!self)
+		return 0;
+	bpf_probe_read_user(&first, 1, (void *)address);
+	if (first != '/') {
+		struct file *file = dirfd == -100 ? 0 : file_of(task, dirfd);
+		if (file)
+			base = identify(self, file);
+		else if (dirfd == -100)
+			base = identify_path(self, BPF_CORE_READ(task, fs, pwd.dentry),
+					     BPF_CORE_READ(task, fs, pwd.mnt));
+		if (!first)
+			return base; /* AT_EMPTY_PATH: the descriptor itself */
+	}
+	record = scratch_for(task);
+	if (!record)
+		return 0;
+	long n = bpf_probe_read_user_str(record->text, DC_TEXT_MAX, (void *)address);
+	if (n <= 0)
+		return 0;
+	record->length = n - 1;
+	record->kind = DC_NAME;
+	record->base = base;
+	record->ts = self->event.ts;
+	id = mix(hash_text(record), base) & ~1ULL;
+	record->file = id;
+	if (first_sight(self, id) && !send_string(record))
+		forget(self, id);
+	return id;
+}

@@ -1,0 +1,111 @@
+/* Which tasks are traced, and what is kept for each. */
+#pragma once
+
+const volatile struct dc_config config SEC(".rodata.config") = {.layout = DC_LAYOUT};
+
+struct dc_task {
+	__u32 is;     /* DC_JOINED | DC_IN_JOB */
+	__u32 number; /* system call in progress, while event.func is set */
+	struct dc_event event;
+	__u64 arguments[8]; /* of the system call in progress; 6 are used */
+	__u64 position; /* struct file whose position tells the offset afterwards */
+	__u64 path, path2;
+	__s32 dirfd, dirfd2, fd2;
+	__u32 depth;
+	__u64 file2;
+	__s64 offset2;
+	__u64 parent, dentry, mnt; /* pointers, stored to be read back as numbers */
+	__u64 known[8];		   /* files announced lately */
+	struct {
+		__s64 ts;
+		__u64 func;
+	} stack[DC_DEPTH];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct dc_task);
+} tasks SEC(".maps");
+
+/* Only the run's user, and no program that runs with somebody else's rights (setuid, setgid). */
+static __always_inline bool of_user(struct task_struct *task)
+{
+	const struct cred *cred = task->cred;
+
+	return cred->uid.val == config.uid && cred->euid.val == config.uid && cred->suid.val == config.uid &&
+	       cred->gid.val == cred->egid.val && cred->gid.val == cred->sgid.val;
+}
+
+/* The number `pid` has in the daemon's PID namespace; 0 when it is not in it or below. */
+__noinline int number_at(__u64 address)
+{
+	struct pid *pid = (void *)address;
+	unsigned int level = BPF_CORE_READ(pid, level);
+
+	for (unsigned int i = 0; i < 8; i++) { /* PID namespaces above us, from the root down */
+		struct upid upid;
+		if (i > level)
+			break;
+		bpf_probe_read_kernel(&upid, sizeof(upid), (void *)&pid->numbers[0] + i * sizeof(upid));
+		if (BPF_CORE_READ(upid.ns, ns.inum) == config.ns_inum)
+			return upid.nr;
+	}
+	return 0;
+}
+
+static __always_inline int number_of(struct pid *pid)
+{
+	return number_at((__u64)pid);
+}
+
+static __always_inline void number(struct dc_task *self, struct task_struct *task)
+{
+	self->event.tid = number_of(BPF_CORE_READ(task, thread_pid));
+	self->event.pid = number_of(BPF_CORE_READ(task, group_leader, thread_pid));
+}
+
+static __always_inline struct dc_task *join(struct task_struct *task, __u32 is)
+{
+	struct dc_task *self;
+
+	if (!number_of(BPF_CORE_READ(task, thread_pid)))
+		return 0;
+	self = bpf_task_storage_get(&tasks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!self)
+		return 0;
+	self->is |= is;
+	number(self, task);
+	return self;
+}
+
+/* What is kept for `task`, if it is traced. A thread older than its process's joining is found
+ * by its leader, once. */
+static __always_inline struct dc_task *traced(struct task_struct *task)
+{
+	struct dc_task *self = bpf_task_storage_get(&tasks, task, 0, 0);
+
+	if (self || task->pid == task->tgid)
+		return self;
+	self = bpf_task_storage_get(&tasks, task->group_leader, 0, 0);
+	return self ? join(task, self->is) : 0;
+}
+
+/* Is this cgroup (of version 2) the job's, or below it? */
+static __always_inline bool below(struct cgroup *group)
+{
+	struct cgroup_subsys_state *css = &((struct cgroup___self *)group)->self;
+
+	for (int i = 0; i < 24 && css; i++) {
+		if (BPF_CORE_READ(css, cgroup, kn, id) == config.job_cgroup)
+			return true;
+		css = BPF_CORE_READ(css, parent);
+	}
+	return false;
+}
+
+static __always_inline bool in_job(struct task_struct *task)
+{
+	return below(BPF_CORE_READ(task, cgroups, dfl_cgrp));
+}

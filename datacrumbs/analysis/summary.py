@@ -1,0 +1,412 @@
+"""From a trace to what a report says (`datacrumbs.analysis.model`), in one pass."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datacrumbs.analysis.files import (
+    NEVER_OPENED,
+    by_fstype,
+    merged_files,
+    named_files,
+    top_files,
+)
+from datacrumbs.analysis.functions import UNKNOWN_LAYER
+from datacrumbs.analysis.keys import Numbers
+from datacrumbs.analysis.model import (
+    AccessSummary,
+    FileSummary,
+    FilesystemSummary,
+    FunctionSummary,
+    HostSummary,
+    LayerSummary,
+    ProcessSummary,
+    SizeClass,
+    Summary,
+)
+from datacrumbs.analysis.order import in_order
+from datacrumbs.analysis.quantiles import ERROR_BOUND, quantile
+from datacrumbs.analysis.tally import COLUMNS, SIZE_CLASSES, AccessTally, HostTally
+from datacrumbs.trace.clocks import RealtimeClock
+from datacrumbs.trace.reader import HostTrace, Trace
+from datacrumbs.trace.runfile import Counts, LostBy, Skipped, State
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_ROWS_AT_ONCE = 10_000
+
+
+def summarise(trace: Trace, *, top: int | None = None) -> Summary:
+    """The summary of ``trace``; ``top`` cuts files and processes short.
+
+    One pass over the events of each host, in memory that grows with what is distinct (files,
+    threads, functions), not with the number of events.
+    """
+    parts: list[_HostPart] = []
+    functions = _Functions()
+    files: list[pa.Table] = []
+    for host in trace.hosts:
+        part, named = _read(host)
+        parts.append(part)
+        functions.add(part)
+        files = [merged_files([*files, named])]
+    return _summary(trace, parts, functions, files[0], top)
+
+
+def _read(host: HostTrace) -> tuple[_HostPart, pa.Table]:
+    """All events of one host, added up; and its files."""
+    tally = HostTally.of(*(host.table(t) for t in ("functions", "processes", "peers")))
+    for rows in in_order(host, COLUMNS):
+        tally.add(rows)
+    return _HostPart(host, tally), named_files(tally.by_file, host.table("files"))
+
+
+class _HostPart:
+    """One host's numbers; the tally itself, which is large, is not kept."""
+
+    def __init__(self, trace: HostTrace, tally: HostTally) -> None:
+        self.trace = trace
+        self.events = tally.events
+        self.started_ns, self.stopped_ns = _span(trace, tally)
+        self.unoverlapped_ns = tally.time.unoverlapped_ns
+        self.processes = _processes(trace.host, tally)
+        self.functions = _function_rows(tally)
+        self.layers = tally.functions.layers
+        self.attached = tally.functions.attached()
+        self.layer_io_ns = tally.time.by_layer()
+        self.accesses = (tally.reads, tally.writes)
+
+    def counts(self) -> Counts:
+        """What the daemon counted, with the events that are in fact there."""
+        said = self.trace.run.counts if self.trace.run else Counts()
+        unfinished = sum(int(row["unfinished"]) for row in self.functions.values())
+        return Counts(
+            events=self.events,
+            lost=said.lost,
+            filtered=said.filtered,
+            unfinished=unfinished,
+            bytes_written=said.bytes_written,
+        )
+
+    def summary(self) -> HostSummary:
+        wall_ns = self.stopped_ns - self.started_ns
+        return HostSummary(
+            host=self.trace.host,
+            state=self.trace.state,
+            kernel=self.trace.run.kernel if self.trace.run else "",
+            mechanisms=self.trace.run.mechanisms if self.trace.run else [],
+            counts=self.counts(),
+            wall_ns=wall_ns,
+            unoverlapped_ns=self.unoverlapped_ns,
+            unoverlapped_share=_share(self.unoverlapped_ns, wall_ns),
+            **{
+                name: sum(getattr(process, name) for process in self.processes)
+                for name in ("io_ns", "wait_ns", "bytes_read", "bytes_written")
+            },
+        )
+
+
+def _span(trace: HostTrace, tally: HostTally) -> tuple[int, int]:
+    """Start and end of the run on one host, by CLOCK_REALTIME where it is known."""
+    run = trace.run
+    if run is None:
+        return tally.first_ns, tally.last_ns
+    if run.stopped_ns is not None:
+        return run.started_ns, run.stopped_ns
+    known = [run.started_ns, *(pair.real_ns for pair in run.clocks)]
+    if run.clocks and tally.events:
+        last = RealtimeClock(run.clocks).to_real_ns(np.array([tally.last_ns]))
+        known.append(int(last[0]))
+    return run.started_ns, max(known)
+
+
+def _processes(host: str, tally: HostTally) -> list[ProcessSummary]:
+    found = tally.processes.processes()
+    sums = tally.by_process.result(len(found))
+    io_ns, wait_ns = tally.time.by_process(len(found))
+    threads = tally.time.threads(len(found))
+    columns = sums | {"io_ns": io_ns, "wait_ns": wait_ns, "threads": threads}
+    return [
+        ProcessSummary(
+            host=host,
+            pid=process.pid,
+            ppid=process.ppid,
+            comm=process.comm,
+            exe=process.exe,
+            **row,
+        )
+        for process, row in zip(found, _rows(columns), strict=True)
+    ]
+
+
+def _rows(columns: dict[str, Numbers]) -> list[dict[str, int]]:
+    """Columns to rows of Python integers."""
+    lists = [values.tolist() for values in columns.values()]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
+
+
+def _function_rows(tally: HostTally) -> dict[tuple[str, str], dict[str, Any]]:
+    """Sums and the histogram of each function that was called, by layer and name."""
+    numbers, sums = tally.by_function.result()
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for at, (number, row) in enumerate(zip(numbers, _rows(sums), strict=True)):
+        function = tally.functions[number]
+        whole = row | {"durations": tally.by_function.durations.counts(at)}
+        _add_function(found, (function.layer, function.name), whole)
+    return found
+
+
+def _add_function(
+    found: dict[tuple[str, str], dict[str, Any]], key: tuple[str, str], row: dict[str, Any]
+) -> None:
+    old = found.get(key)
+    if old is None:
+        found[key] = dict(row)
+        return
+    for name, value in row.items():
+        old[name] = max(old[name], value) if name == "max_ns" else old[name] + value
+
+
+class _Functions:
+    """Functions and layers of all hosts."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[str, str], dict[str, Any]] = {}
+        self._io_ns: dict[str, int] = {}
+        self._attached: set[tuple[str, str]] = set()
+
+    def add(self, part: _HostPart) -> None:
+        for key, row in part.functions.items():
+            _add_function(self._rows, key, row)
+        self._attached |= part.attached
+        for layer, io_ns in zip(part.layers, part.layer_io_ns.tolist(), strict=True):
+            self._io_ns[layer] = self._io_ns.get(layer, 0) + io_ns
+
+    def functions(self) -> list[FunctionSummary]:
+        summaries = (_function_summary(*key, row) for key, row in self._rows.items())
+        return sorted(summaries, key=lambda f: (-f.time_ns, f.layer, f.name))
+
+    def layers(self) -> list[LayerSummary]:
+        """Layers in the trace's order; the unknown one only if it has calls."""
+        called = self.functions()
+        names = [n for n in self._io_ns if n != UNKNOWN_LAYER]
+        names += [UNKNOWN_LAYER] * any(f.layer == UNKNOWN_LAYER for f in called)
+        return [self._layer(n, [f for f in called if f.layer == n]) for n in names]
+
+    def attached(self) -> int:
+        return len(self._attached)
+
+    def _layer(self, name: str, called: list[FunctionSummary]) -> LayerSummary:
+        attached = self._attached | {(f.layer, f.name) for f in called}
+        sums = {
+            key: sum(getattr(f, key) for f in called)
+            for key in ("count", "errors", "unfinished", "time_ns", "bytes")
+        }
+        return LayerSummary(
+            layer=name,
+            functions=sum(layer == name for layer, _ in attached),
+            called=len(called),
+            io_ns=self._io_ns[name],
+            bytes_per_s=_per_second(sums["bytes"], sums["time_ns"]),
+            **sums,
+        )
+
+
+def _function_summary(layer: str, name: str, row: dict[str, Any]) -> FunctionSummary:
+    sums = {key: value for key, value in row.items() if key != "durations"}
+    durations, max_ns = row["durations"], row["max_ns"]
+    return FunctionSummary(
+        layer=layer,
+        name=name,
+        mean_ns=round(row["time_ns"] / max(1, row["count"] - row["unfinished"])),
+        p50_ns=quantile(durations, 0.50, largest=max_ns),
+        p99_ns=quantile(durations, 0.99, largest=max_ns),
+        bytes_per_s=_per_second(row["bytes"], row["time_ns"]),
+        **sums,
+    )
+
+
+def _summary(
+    trace: Trace,
+    parts: list[_HostPart],
+    functions: _Functions,
+    files: pa.Table,
+    top: int | None,
+) -> Summary:
+    hosts = [part.summary() for part in parts]
+    runs = [part.trace.run for part in parts if part.trace.run]
+    processes = [process for part in parts for process in part.processes]
+    processes.sort(key=lambda p: (-p.io_ns, -p.count, p.host, p.pid))
+    counts = [host.counts for host in hosts]
+    totals = {
+        name: sum(getattr(host, name) for host in hosts)
+        for name in ("io_ns", "wait_ns", "unoverlapped_ns", "bytes_read", "bytes_written")
+    }
+    host_wall_ns = sum(host.wall_ns for host in hosts)
+    started_ns = min((run.started_ns for run in runs), default=None)
+    return Summary(
+        run_id=runs[0].run_id if runs else trace.path.name,
+        user=runs[0].user if runs else "",
+        state=_state(hosts),
+        events=sum(c.events for c in counts),
+        lost=sum(c.lost for c in counts),
+        lost_by=LostBy(
+            ring=sum(run.lost_by.ring for run in runs),
+            strings=sum(run.lost_by.strings for run in runs),
+            disk=sum(run.lost_by.disk for run in runs),
+        ),
+        filtered=sum(c.filtered for c in counts),
+        unfinished=sum(c.unfinished for c in counts),
+        bytes_on_disk=_bytes_on_disk(trace),
+        started=_iso(started_ns),
+        started_ns=started_ns,
+        stopped_ns=_stopped_ns(parts),
+        wall_ns=_wall_ns(parts),
+        host_wall_ns=host_wall_ns,
+        unoverlapped_share=_share(totals["unoverlapped_ns"], host_wall_ns),
+        quantile_error=ERROR_BOUND,
+        notes=_notes(parts, functions, processes),
+        skipped=_skipped(parts),
+        hosts=hosts,
+        layers=functions.layers(),
+        functions=functions.functions(),
+        processes_total=len(processes),
+        processes=processes[:top],
+        files_total=len(files),
+        files=_file_summaries(top_files(files, top)),
+        filesystems=[FilesystemSummary(**row) for row in by_fstype(files).to_pylist()],
+        reads=_access([part.accesses[0] for part in parts]),
+        writes=_access([part.accesses[1] for part in parts]),
+        **totals,
+    )
+
+
+def _state(hosts: list[HostSummary]) -> State:
+    """The least good state of any host."""
+    states = {host.state for host in hosts}
+    for state in (State.CUT_OFF, State.RUNNING):
+        if state in states:
+            return state
+    return State.COMPLETE
+
+
+def _bytes_on_disk(trace: Trace) -> int:
+    total = 0
+    for host in trace.hosts:
+        for entry in host.path.iterdir():
+            try:
+                total += entry.stat().st_size
+            except FileNotFoundError:
+                continue  # a running daemon renames and removes
+    return total
+
+
+def _stopped_ns(parts: list[_HostPart]) -> int | None:
+    """When the last host stopped; None while one has not."""
+    stops = [part.trace.run.stopped_ns if part.trace.run else None for part in parts]
+    known = [stop for stop in stops if stop is not None]
+    return max(known) if known and len(known) == len(stops) else None
+
+
+def _wall_ns(parts: list[_HostPart]) -> int:
+    """From the first start to the last end; a host without ``run.json`` has its own clock."""
+    known = [part for part in parts if part.trace.run]
+    lone = [part.stopped_ns - part.started_ns for part in parts if not part.trace.run]
+    if not known:
+        return max(lone, default=0)
+    span = max(part.stopped_ns for part in known) - min(part.started_ns for part in known)
+    return max(span, *lone) if lone else span
+
+
+def _skipped(parts: list[_HostPart]) -> list[Skipped]:
+    """What could not be probed on any host, each once."""
+    every = [skipped for part in parts if part.trace.run for skipped in part.trace.run.skipped]
+    return list({(s.layer, s.name, s.reason): s for s in every}.values())
+
+
+def _file_summaries(files: pa.Table) -> list[FileSummary]:
+    names = FileSummary.__struct_fields__
+    found = []
+    for batch in files.select(names).to_batches(max_chunksize=_ROWS_AT_ONCE):
+        for row in batch.to_pylist():
+            found.append(FileSummary(**(row | {"kind": row["kind"] or NEVER_OPENED})))
+    return found
+
+
+def _access(parts: list[AccessTally]) -> AccessSummary:
+    counts: Numbers = np.sum([part.counts for part in parts], axis=0)
+    moved: Numbers = np.sum([part.bytes for part in parts], axis=0)
+    total = int(counts.sum())
+    compared = sum(part.placed for part in parts)
+    sequential = sum(part.sequential for part in parts)
+    consecutive = sum(part.consecutive for part in parts)
+    return AccessSummary(
+        count=total,
+        bytes=int(moved.sum()),
+        compared=compared,
+        sequential=sequential,
+        consecutive=consecutive,
+        sequential_share=_share(sequential, compared),
+        consecutive_share=_share(consecutive, compared),
+        sizes=[
+            SizeClass(
+                from_bytes=1 << k,
+                to_bytes=(2 << k) - 1,
+                count=int(counts[k]),
+                bytes=int(moved[k]),
+                share=_share(int(counts[k]), total),
+            )
+            for k in range(SIZE_CLASSES)
+            if counts[k]
+        ],
+    )
+
+
+def _notes(
+    parts: list[_HostPart], functions: _Functions, processes: list[ProcessSummary]
+) -> list[str]:
+    """What the reader should know before the numbers, in whole sentences."""
+    if any(part.events for part in parts):
+        return _disagreements(parts)
+    if not functions.attached():
+        return ["No function was attached: see what was skipped, and datacrumbs_doctor."]
+    if not processes:
+        return [
+            "No process joined the run. Start programs with datacrumbs_wrap, as the run's user, "
+            "with the run's id, after the daemon is ready.",
+            "Static and setuid programs cannot be joined by preloading: use `select: job`.",
+        ]
+    return [
+        f"{len(processes)} processes joined but called none of the {functions.attached()} traced "
+        "functions: check layers, regex and binary in the capture config.",
+    ]
+
+
+def _disagreements(parts: list[_HostPart]) -> list[str]:
+    """Complete traces that hold fewer events than the daemon wrote: files are missing."""
+    return [
+        f"{part.trace.host}: the daemon wrote {part.trace.run.counts.events} events, "
+        f"{part.events} are here: files of the trace are missing."
+        for part in parts
+        if part.trace.run
+        and part.trace.state is State.COMPLETE
+        and part.trace.run.counts.events != part.events
+    ]
+
+
+def _iso(real_ns: int | None) -> str | None:
+    if real_ns is None:
+        return None
+    return datetime.fromtimestamp(real_ns // 1_000_000_000, UTC).isoformat()
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def _per_second(size_bytes: int, time_ns: int) -> int:
+    return round(size_bytes * 1e9 / time_ns) if time_ns else 0

@@ -1,0 +1,149 @@
+"""``datacrumbs_probe_configurator``: a capture config into a signed probe file."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from datacrumbs.cli.app import command
+from datacrumbs.config import SystemConfig, load_system_config
+from datacrumbs.errors import BadInputError
+from datacrumbs.probes import model
+from datacrumbs.probes.build import Built, LayerSummary, build
+from datacrumbs.probes.capture import load_capture_config
+
+SHOWN_PER_REASON = 5
+
+EPILOG = """\b
+Examples:
+  datacrumbs_probe_configurator io.yaml probes.json.gz
+  datacrumbs_probe_configurator io.yaml --dry-run
+  datacrumbs_probe_configurator io.yaml probes.json.gz --format json | jq .layers
+"""
+
+
+@command("datacrumbs_probe_configurator", epilog=EPILOG)
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--config",
+    "system",
+    type=click.Path(path_type=Path),
+    metavar="SYSTEM.yaml",
+    help="System configuration to use instead of the installed one.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would be probed: sign, write nothing.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How to report what is probed and what was skipped.",
+)
+def main(config: Path, out: Path | None, system: Path | None, *, dry_run: bool, form: str) -> None:
+    """Find the functions that the capture config CONFIG names, and have them signed into OUT.
+
+    OUT (probes.json.gz) says exactly which functions the tracer may observe, for you alone,
+    until it expires. An existing OUT is replaced. Functions that cannot be probed are
+    skipped, by name and reason.
+    """
+    if out is None and not dry_run:
+        raise BadInputError("OUT is missing: where to write the probe file", hint="or --dry-run")
+    if out is not None:
+        _check_writable(out)
+    site = load_system_config(system)
+    built = build(load_capture_config(config), site)
+    written = out if out is not None and not dry_run else None
+    if written is not None:
+        _sign(built, written, site)
+    report = _as_json if form == "json" else _as_text
+    click.echo(report(built, written))
+
+
+def _sign(built: Built, out: Path, site: SystemConfig) -> None:
+    from datacrumbs.probes.file import write_probe_file
+    from datacrumbs.signing.client import request_signature
+
+    payload = model.encode(built.probes)
+    limit = site.limits.probe_file_bytes
+    if len(payload) > limit:
+        raise BadInputError(
+            f"{out}: {built.probes.probe_count()} functions take {len(payload)} bytes, more than "
+            f"the {limit} that limits.probe_file_bytes of the system configuration allows",
+            hint="make a regex narrower",
+        )
+    write_probe_file(out, request_signature(payload, site.signing))
+
+
+def _check_writable(out: Path) -> None:
+    """Find out before the service is asked whether OUT can be put in its place."""
+    parent = out.resolve().parent  # where a link leads is where the file is written
+    if out.is_dir():
+        raise BadInputError(f"{out}: is a directory", hint=f"name a file: {out / 'probes.json.gz'}")
+    if out.exists() and not out.is_file():
+        raise BadInputError(f"{out}: not a regular file", hint="name a file to write")
+    if not parent.is_dir():
+        raise BadInputError(f"{out}: there is no directory {parent}", hint=f"mkdir -p {parent}")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise BadInputError(f"{out}: cannot write to directory {parent}", hint="choose another")
+
+
+def _as_json(built: Built, written: Path | None) -> str:
+    layers: list[dict[str, Any]] = [
+        {
+            "name": summary.name,
+            "probe": summary.probe,
+            "source": summary.source,
+            "functions": summary.functions,
+            "names": [f if isinstance(f, str) else f.name for f in layer.functions],
+            "skipped": [{"name": name, "reason": reason} for name, reason in summary.skipped],
+            "notes": summary.notes,
+        }
+        for layer, summary in zip(built.probes.layers, built.layers, strict=True)
+    ]
+    facts = msgspec.to_builtins(built.probes)
+    keys = ("user", "uid", "host", "cluster", "machine", "created", "expires")
+    document = {
+        "probe_file": str(written) if written else None,
+        **{key: facts[key] for key in keys},
+        "functions": built.probes.probe_count(),
+        "layers": layers,
+    }
+    return json.dumps(document, indent=2)
+
+
+def _as_text(built: Built, written: Path | None) -> str:
+    probes = built.probes
+    lines = [_layer_line(layer) for layer in built.layers]
+    lines.append(f"{'total':<20} {probes.probe_count():>7}")
+    for layer in built.layers:
+        lines += _skipped_lines(layer)
+        lines += [f"note: {layer.name}: {note}" for note in layer.notes]
+    expires = time.strftime("%Y-%m-%d %H:%M", time.localtime(probes.expires))
+    whom = f"for {probes.user} (uid {probes.uid}), {probes.machine}"
+    place = f", cluster {probes.cluster}" if probes.cluster else ""
+    what = f"{written}: signed" if written else "dry run: nothing signed, nothing written"
+    return "\n".join([*lines, f"{what}; {whom}{place}, until {expires}"])
+
+
+def _layer_line(layer: LayerSummary) -> str:
+    return f"{layer.name:<20} {layer.functions:>7} {layer.source}"
+
+
+def _skipped_lines(layer: LayerSummary) -> list[str]:
+    if not layer.skipped:
+        return []
+    lines = [f"skipped in {layer.name}: {len(layer.skipped)}"]
+    for reason, names in layer.reasons():
+        rest = len(names) - SHOWN_PER_REASON
+        more = f" and {rest} more" if rest > 0 else ""
+        shown = ", ".join(names[:SHOWN_PER_REASON])
+        lines += [f"  {len(names)}: {reason}", f"    {shown}{more}"]
+    return lines

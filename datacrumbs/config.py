@@ -1,0 +1,166 @@
+"""The system configuration: the admin's ``system.yaml``, strict and typed.
+
+Looked for at ``<sys.prefix>/etc/datacrumbs/system.yaml``, then
+``/etc/datacrumbs/system.yaml``; without either, the defaults below hold. The installed file
+documents every key.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct
+
+from datacrumbs.errors import BadInputError
+from datacrumbs.strict_yaml import load_strict, nearest
+
+CONFIG_NAME = "datacrumbs/system.yaml"
+
+Positive = Annotated[int, Meta(ge=1)]
+Absolute = Annotated[str, Meta(pattern=r"^/")]
+
+TRACE_DIR_FIELDS = ("user", "home", "uid", "run_id", "host")
+
+
+class Keys(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where keys are. The private key exists on the signing host only."""
+
+    private: Absolute = "/etc/datacrumbs/signing/private.pem"
+    public_dir: Absolute = "/etc/datacrumbs/keys"
+
+
+class Signing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The signing service."""
+
+    socket: Absolute = "/run/datacrumbs-signing/sign.sock"
+    max_request_bytes: Positive = 16 * 1024 * 1024
+    timeout_s: Annotated[float, Meta(gt=0, le=300)] = 5.0
+    max_clients: Annotated[int, Meta(ge=1, le=1024)] = 512
+    max_clients_per_user: Annotated[int, Meta(ge=1, le=1024)] = 128
+
+
+class Policy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the signing service signs."""
+
+    min_uid: Annotated[int, Meta(ge=0)] = 1000
+    max_functions: Positive = 100_000
+    max_lifetime_s: Positive = 30 * 24 * 3600
+    binaries: tuple[str, ...] = ("/*",)
+    syscalls: tuple[str, ...] = ("*",)
+
+
+class Ring(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Kernel memory that holds events until the daemon has drained them."""
+
+    total_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 36)] = 128 << 20
+    cpus_per_ring: Annotated[int, Meta(ge=1, le=1024)] = 4
+    strings_bytes: Annotated[int, Meta(ge=1 << 16, le=1 << 30)] = 8 << 20
+
+
+class Segment(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The pieces a trace is written in."""
+
+    events: Annotated[int, Meta(ge=1024, le=1 << 26)] = 256 * 1024
+
+
+class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the daemon takes at most."""
+
+    probe_file_bytes: Positive = 16 * 1024 * 1024
+    functions: Annotated[int, Meta(ge=1, le=65535)] = 65_535
+    files: Positive = 1 << 20
+
+
+class SystemConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All of ``system.yaml``; every key has a default."""
+
+    trace_dir: str = "{home}/datacrumbs"
+    run_dir: Absolute = "/run/datacrumbs"
+    log_dir: Absolute = "/var/log/datacrumbs"
+    cluster: str = ""
+    client_library: str = ""
+    keys: Keys = Keys()
+    signing: Signing = Signing()
+    policy: Policy = Policy()
+    ring: Ring = Ring()
+    segment: Segment = Segment()
+    limits: Limits = Limits()
+
+    def trace_root(self, *, user: str, home: str, uid: int, run_id: str, host: str) -> Path:
+        """The directory that holds runs, with the pattern's fields filled in."""
+        path = self.trace_dir.format(user=user, home=home, uid=uid, run_id=run_id, host=host)
+        return Path(path)
+
+    def client_library_path(self) -> Path:
+        """``libdatacrumbs_client.so`` as programs preload it and the daemon watches it."""
+        if self.client_library:
+            return Path(self.client_library)
+        return Path(sys.prefix, "lib", "datacrumbs", "libdatacrumbs_client.so")
+
+
+def config_paths() -> tuple[Path, Path]:
+    """Where ``system.yaml`` is looked for, first match wins."""
+    return Path(sys.prefix, "etc", CONFIG_NAME), Path("/etc", CONFIG_NAME)
+
+
+def load_system_config(path: Path | None = None) -> SystemConfig:
+    """Read ``path``, else the first of `config_paths` that exists, else the defaults.
+
+    Raises `BadInputError` naming file, key and value. As root, a file that somebody else can
+    write (owner not root, or group or others may write) is refused.
+    """
+    if path is None:
+        path = next((p for p in config_paths() if p.exists()), None)
+        if path is None:
+            return SystemConfig()
+    return _checked(load_strict(_read(path), SystemConfig, source=str(path)), path)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            if os.geteuid() == 0 and (status.st_uid != 0 or status.st_mode & 0o022):
+                raise BadInputError(
+                    f"{path}: owned by uid {status.st_uid}, mode "
+                    f"{stat.S_IMODE(status.st_mode):04o}: root does not trust it",
+                    hint=f"chown root {path} && chmod go-w {path}",
+                )
+            return file.read()
+    except OSError as error:
+        raise BadInputError(
+            f"{path}: {error.strerror}",
+            hint="give a readable file, or none for the defaults",
+        ) from error
+
+
+def _checked(config: SystemConfig, path: Path) -> SystemConfig:
+    for field in re.findall(r"\{([^}]*)\}", config.trace_dir):
+        if field not in TRACE_DIR_FIELDS:
+            raise BadInputError(
+                f"{path}: trace_dir: unknown field {{{field}}}",
+                hint=nearest(field, TRACE_DIR_FIELDS),
+            )
+    try:
+        root = config.trace_root(user="u", home="/h", uid=1, run_id="r", host="h")
+    except (ValueError, KeyError, IndexError) as error:
+        raise BadInputError(f"{path}: trace_dir: {config.trace_dir!r}: {error}") from error
+    if not root.is_absolute():
+        raise BadInputError(
+            f"{path}: trace_dir: {config.trace_dir!r} is not absolute",
+            hint="start it with / or {home}",
+        )
+    return config
+
+
+def dump(config: SystemConfig) -> str:
+    """The configuration as YAML, for ``datacrumbs_doctor`` and for tests."""
+    plain: dict[str, Any] = msgspec.to_builtins(config)
+    return yaml.safe_dump(plain, sort_keys=False)

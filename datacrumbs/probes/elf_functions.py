@@ -1,0 +1,89 @@
+"""Where functions begin in an ELF file: the only places a user may have probed.
+
+A probe is a breakpoint that the kernel writes into the code of every process that maps the
+file. Written into the middle of an instruction, it changes what a program of somebody else
+does. So root takes an offset from a user only if the file itself says that a function begins
+there: in a symbol table, or in the unwind table (`.eh_frame_hdr`), which stripped files keep.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from datacrumbs.probes.elf_identity import Layout, NotElfError, Segment, read_at, read_layout
+
+PT_LOAD = 1
+PT_GNU_EH_FRAME = 0x6474E550
+PF_X = 1
+SYMBOL_TABLES = (2, 11)  # SHT_SYMTAB, SHT_DYNSYM
+FUNCTION_TYPES = (2, 10)  # STT_FUNC, STT_GNU_IFUNC
+TABLE_BYTES_MAX = 256 << 20
+
+
+def function_starts(fd: int) -> frozenset[int]:
+    """The file offsets at which functions begin, all in executable segments.
+
+    ``fd`` is a regular file, open for reading. Raises `NotElfError`.
+    """
+    layout = read_layout(fd)
+    code = [s for s in layout.segments if s.kind == PT_LOAD and s.flags & PF_X]
+    starts = set()
+    for table in (_symbol_addresses(fd, layout), _unwind_addresses(fd, layout)):
+        for address in table:
+            for segment in code:
+                if 0 <= address - segment.address < segment.file_size:
+                    starts.add(address - segment.address + segment.offset)
+    return frozenset(starts)
+
+
+def _symbol_addresses(fd: int, layout: Layout) -> Iterator[int]:
+    entry = struct.Struct(layout.order + ("IBBHQQ" if layout.is_64 else "IIIBBH"))
+    for offset, size in _symbol_tables(fd, layout):
+        for fields in entry.iter_unpack(_table(fd, offset, size - size % entry.size)):
+            if layout.is_64:
+                _, info, _, section, address, _ = fields
+            else:
+                _, address, _, info, _, section = fields
+            if info & 15 in FUNCTION_TYPES and section != 0:
+                yield address
+
+
+def _symbol_tables(fd: int, layout: Layout) -> Iterator[tuple[int, int]]:
+    """(offset, size) of each symbol table; none in a file without section headers."""
+    entry = struct.Struct(layout.order + ("IIQQQQIIQQ" if layout.is_64 else "IIIIIIIIII"))
+    if layout.section_size != entry.size:
+        return
+    headers = _table(fd, layout.sections_offset, layout.section_count * entry.size)
+    for _, kind, _, _, offset, size, *_ in entry.iter_unpack(headers):
+        if kind in SYMBOL_TABLES:
+            yield offset, size
+
+
+def _unwind_addresses(fd: int, layout: Layout) -> Iterator[int]:
+    """The first column of `.eh_frame_hdr`'s table, in the one encoding that linkers write.
+
+    LSB Core, "Exception Frames": version 1, pcrel|sdata4, udata4, datarel|sdata4, then the
+    4-byte pointer to .eh_frame, the count, and pairs of (first address, entry) relative to
+    the header's own address.
+    """
+    for segment in layout.segments:
+        if segment.kind == PT_GNU_EH_FRAME and segment.file_size >= 12:
+            yield from _unwind_table(fd, layout.order, segment)
+
+
+def _unwind_table(fd: int, order: str, segment: Segment) -> Iterator[int]:
+    head = read_at(fd, segment.offset, 12)
+    if head[:4] != b"\x01\x1b\x03\x3b":
+        return
+    (count,) = struct.unpack_from(order + "I", head, 8)
+    if 12 + count * 8 <= segment.file_size:
+        pairs = _table(fd, segment.offset + 12, count * 8)
+        for first, _ in struct.iter_unpack(order + "ii", pairs):
+            yield segment.address + first
+
+
+def _table(fd: int, offset: int, size: int) -> bytes:
+    if size > TABLE_BYTES_MAX:
+        raise NotElfError(f"a table of {size} bytes, at most {TABLE_BYTES_MAX} are read")
+    return read_at(fd, offset, size) if size else b""

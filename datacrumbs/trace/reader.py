@@ -1,0 +1,245 @@
+"""Open a trace: a finished one, one still being written, or what a killed daemon left.
+
+Reads in bounded memory: one segment's stream or one batch of a Parquet file at a time. A
+reader takes each segment in one form, Parquet where that exists, so it sees every event once.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datacrumbs.errors import BadInputError
+from datacrumbs.trace.runfile import RUN_FILE, RunInfo, State, read_run_info, run_state
+from datacrumbs.trace.schema import EVENTS, TABLES, arrow_schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BATCH_ROWS = 256 * 1024
+"""The most rows of one batch of `HostTrace.events`."""
+
+_HOST = "host="
+_SEGMENT = re.compile(rf"({'|'.join(TABLES)})-([0-9]{{6,}})\.(arrows|parquet)")
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One piece of a table. ``min_ts`` and ``max_ts`` (as ``events.ts``) are None if empty.
+
+    ``closed``: it is Parquet, and will not change any more. Segments overlap in time, by the
+    longest call: an event counts from its start and is written at its end.
+    """
+
+    number: int
+    path: Path
+    closed: bool
+    rows: int
+    min_ts: int | None
+    max_ts: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class HostTrace:
+    """One host's part of a trace. ``run`` is None when ``run.json`` is missing."""
+
+    host: str
+    path: Path
+    run: RunInfo | None
+    state: State
+
+    def events(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """All events (of ``columns``, in that order), segment by segment.
+
+        By ``ts`` within a segment; at most `BATCH_ROWS` rows a batch, none of them empty.
+        """
+        names = list(columns) if columns is not None else arrow_schema(EVENTS).names
+        for _, path in _list_segments(self.path, EVENTS):
+            yield from read_segment(path, names)
+
+    def count(self) -> int:
+        """How many events there are."""
+        return sum(segment.rows for segment in self.segments())
+
+    def segments(self) -> list[Segment]:
+        """The segments of ``events`` with their rows and times, from metadata where closed."""
+        return [_describe(number, path) for number, path in _list_segments(self.path, EVENTS)]
+
+    def table(self, name: str) -> pa.Table:
+        """A small table whole: one of ``functions``, ``files``, ``processes``, ``peers``."""
+        import pyarrow as pa
+
+        schema = arrow_schema(name)
+        parts = [_whole(path, schema) for _, path in _list_segments(self.path, name)]
+        return pa.concat_tables([schema.empty_table(), *parts])
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A run: the parts of its hosts, by host name."""
+
+    path: Path
+    hosts: tuple[HostTrace, ...]
+
+
+def open_trace(path: Path) -> Trace:
+    """Open a run directory (``<run-id>``) or one host's part of it (``host=<name>``).
+
+    Raises `BadInputError` when there is nothing, no trace, or one of a later format.
+    """
+    try:
+        parts = _host_directories(path)
+    except OSError as error:
+        raise BadInputError(f"{path}: {error.strerror}", hint="give a trace's directory") from error
+    if not parts:
+        raise BadInputError(f"{path}: not a trace", hint=_runs_hint(path))
+    return Trace(path, tuple(_open_host(part) for part in parts))
+
+
+def _host_directories(path: Path) -> list[Path]:
+    if path.name.startswith(_HOST) or _is_host_directory(path):
+        return [path] if _is_host_directory(path) else []
+    return sorted(p for p in path.iterdir() if p.name.startswith(_HOST) and p.is_dir())
+
+
+def _is_host_directory(path: Path) -> bool:
+    names = [entry.name for entry in path.iterdir()]
+    return RUN_FILE in names or any(_SEGMENT.fullmatch(name) for name in names)
+
+
+def _runs_hint(path: Path) -> str:
+    runs = sorted({found.parent.name for found in path.glob(f"*/{_HOST}*")})
+    if not runs:
+        return f"a trace is a directory <run-id>, with {_HOST}<name> directories in it"
+    return f"it holds runs, give one of them: {', '.join(runs[:5])}{', ...' * (len(runs) > 5)}"
+
+
+def _open_host(path: Path) -> HostTrace:
+    run = read_run_info(path)
+    state = State.CUT_OFF if run is None else run_state(path, run)
+    fallback = run.host if run else path.name
+    host = path.name.removeprefix(_HOST) if path.name.startswith(_HOST) else fallback
+    return HostTrace(host, path, run, state)
+
+
+def _list_segments(directory: Path, table: str) -> list[tuple[int, Path]]:
+    """One file per segment. Listed until two listings agree.
+
+    A listing that the writer's rename overtakes may show neither form of a segment; the next
+    one shows the new form.
+    """
+    before: dict[int, Path] | None = None
+    while (now := _list_once(directory, table)) != before:
+        before = now
+    return sorted(now.items())
+
+
+def _list_once(directory: Path, table: str) -> dict[int, Path]:
+    found: dict[int, Path] = {}
+    for name in sorted(entry.name for entry in directory.iterdir()):  # .arrows before .parquet
+        match = _SEGMENT.fullmatch(name)
+        if match and match[1] == table:
+            found[int(match[2])] = directory / name
+    return found
+
+
+def read_segment(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The events of one segment (`Segment.path`) by ``ts``, as `HostTrace.events` gives them."""
+    names = list(columns)
+    if path.suffix == ".arrows":
+        rows = _read_stream(path, arrow_schema(EVENTS))
+        if rows is not None:
+            batches = rows.sort_by("ts").select(names).to_batches(max_chunksize=BATCH_ROWS)
+            yield from (batch for batch in batches if len(batch))
+            return
+        path = path.with_suffix(".parquet")
+    with _parquet(path) as file:
+        yield from _guarded(path, file.iter_batches(BATCH_ROWS, columns=names, use_threads=False))
+
+
+def _guarded(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
+    try:
+        yield from (batch for batch in batches if len(batch))
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(path, error) from error
+
+
+def _whole(path: Path, schema: pa.Schema) -> pa.Table:
+    import pyarrow as pa
+
+    if path.suffix == ".arrows":
+        rows = _read_stream(path, schema)
+        if rows is not None:
+            return rows
+        path = path.with_suffix(".parquet")
+    with _parquet(path) as file:
+        batches = list(_guarded(path, file.iter_batches(use_threads=False)))
+    return pa.Table.from_batches(batches, schema=schema)
+
+
+def _describe(number: int, path: Path) -> Segment:
+    import pyarrow.compute as pc
+
+    if path.suffix == ".arrows":
+        rows = _read_stream(path, arrow_schema(EVENTS))
+        if rows is not None:
+            span = pc.min_max(rows["ts"]).as_py()
+            return Segment(number, path, False, len(rows), span["min"], span["max"])
+        path = path.with_suffix(".parquet")
+    with _parquet(path) as file:
+        low, high = _time_span(file.metadata)
+        return Segment(number, path, True, file.metadata.num_rows, low, high)
+
+
+def _time_span(metadata: Any) -> tuple[int | None, int | None]:
+    """First and last ``ts`` by the statistics of a file of ours: ts is the first column."""
+    groups = [metadata.row_group(i).column(0).statistics for i in range(metadata.num_row_groups)]
+    lows, highs = [group.min for group in groups], [group.max for group in groups]
+    return min(lows, default=None), max(highs, default=None)
+
+
+def _parquet(path: Path) -> Any:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        return parquet.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> BadInputError:
+    reason = str(error).split("\n", 1)[0]
+    return BadInputError(
+        f"{path}: {reason}", hint="the file is damaged; without it the rest can be read"
+    )
+
+
+def _read_stream(path: Path, schema: pa.Schema) -> pa.Table | None:
+    """The whole batches of an open segment; None when the writer has just made Parquet of it."""
+    import pyarrow as pa
+
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BadInputError(f"{path}: {error.strerror}") from error
+    return pa.Table.from_batches(_whole_batches(data), schema=schema)
+
+
+def _whole_batches(data: bytes) -> Iterator[pa.RecordBatch]:
+    """Up to the first that is not there in full: the daemon was killed, or is writing it now."""
+    import pyarrow as pa
+    from pyarrow import ipc
+
+    try:
+        yield from ipc.open_stream(io.BytesIO(data))
+    except (OSError, pa.ArrowException):
+        return

@@ -1,0 +1,87 @@
+"""``bpf/datacrumbs.h`` for Python: the same structures, checked against it in the tests."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from enum import IntEnum
+
+LAYOUT = 1
+SYSCALLS = 512
+FUNCTIONS = 65536
+MAX_CPUS = 1024
+RUN_ID_BYTES = 64
+EVENT_BYTES = 64
+
+JOINED, IN_JOB = 1, 2
+USES_POS, RETURNS_FD = 1, 2
+
+
+class Call(ctypes.Structure):
+    """struct dc_call: what to do about one system call."""
+
+    _fields_ = (
+        ("func", ctypes.c_uint16),
+        ("select", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        *(
+            (name, ctypes.c_int8)
+            for name in (
+                *("fd", "path", "dirfd", "size", "iov", "iovcnt", "offset", "offset_ptr"),
+                *("fd2", "offset2_ptr", "path2", "dirfd2"),
+            )
+        ),
+    )
+
+
+class Config(ctypes.Structure):
+    """struct dc_config: set before load, constant afterwards."""
+
+    _fields_ = (
+        ("calls", Call * SYSCALLS),
+        ("user_select", ctypes.c_uint8 * FUNCTIONS),
+        ("run_id", ctypes.c_char * RUN_ID_BYTES),
+        ("job_cgroup", ctypes.c_uint64),
+        ("uid", ctypes.c_uint32),
+        ("ns_inum", ctypes.c_uint32),
+        ("cpus_per_ring", ctypes.c_uint32),
+        ("layout", ctypes.c_uint32),
+    )
+
+
+class Counters(ctypes.Structure):
+    """struct dc_counters: of one CPU."""
+
+    _fields_ = (
+        ("lost", ctypes.c_uint64),
+        ("lost_strings", ctypes.c_uint64),
+        ("filtered", ctypes.c_uint64),
+        ("unfinished", ctypes.c_uint64),
+        ("unused", ctypes.c_uint64 * 4),
+    )
+
+
+class Record(IntEnum):
+    """Kinds of records on the string ring."""
+
+    FILE = 1
+    NAME = 2
+    PROCESS = 3
+    PEER = 4
+
+
+class What(IntEnum):
+    """What a process record tells."""
+
+    START = 1
+    FORK = 2
+    EXEC = 3
+    EXIT = 4
+
+
+STRING_HEAD = struct.Struct("=IIqQQQIIIIiiiiq16s")
+"""struct dc_string up to its text: kind, length, ts, file, base, ino, dev, generation, mode,
+what, pid, ppid, fd, exit_code, offset, fstype (or comm)."""
+
+DELETED, CUT_SHORT = 1, 2
+"""``what`` of a file record."""

@@ -1,0 +1,237 @@
+"""libbpf's stable C API by ctypes, as far as the daemon needs it."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from datacrumbs.errors import UserError
+
+PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+BPF_MAP_TYPE_RINGBUF = 27
+BPF_LINK_CREATE = 28
+_SYS_BPF = {"x86_64": 321, "aarch64": 280}
+
+
+class UprobeOptions(ctypes.Structure):
+    """struct bpf_uprobe_opts."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("ref_ctr_offset", ctypes.c_size_t),
+        ("bpf_cookie", ctypes.c_uint64),
+        ("retprobe", ctypes.c_bool),
+        ("func_name", ctypes.c_char_p),
+    )
+
+
+class UprobeMulti(ctypes.Structure):
+    """union bpf_attr for BPF_LINK_CREATE of a uprobe.multi link (include/uapi/linux/bpf.h)."""
+
+    _fields_ = (
+        ("prog_fd", ctypes.c_uint32),
+        ("target_fd", ctypes.c_uint32),
+        ("attach_type", ctypes.c_uint32),
+        ("link_flags", ctypes.c_uint32),
+        ("path", ctypes.c_uint64),
+        ("offsets", ctypes.c_uint64),
+        ("ref_ctr_offsets", ctypes.c_uint64),
+        ("cookies", ctypes.c_uint64),
+        ("cnt", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("pid", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+    )
+
+
+def _load() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    except OSError as error:
+        raise UserError(f"libbpf.so.1: {error}", hint="install libbpf 1.x (libbpf1)") from error
+    pointers = (
+        "bpf_object__open_file",
+        "bpf_object__find_map_by_name",
+        "bpf_object__find_program_by_name",
+        "bpf_map__initial_value",
+        "bpf_program__attach",
+        "bpf_program__attach_uprobe_opts",
+        "bpf_program__attach_iter",
+    )
+    for name in pointers:
+        getattr(library, name).restype = ctypes.c_void_p
+    return library
+
+
+class Object:
+    """One BPF object file. Everything it attached ends with `detach` or with the process."""
+
+    def __init__(self, path: Path, *, log: Callable[[str], None]) -> None:
+        self._c = _load()
+        self._messages: list[str] = []
+        self._print = PRINT(self._remember)
+        self._c.libbpf_set_print(self._print)
+        self._log = log
+        handle = self._c.bpf_object__open_file(os.fsencode(path), None)
+        if not handle:
+            raise UserError(f"{path}: {self._error()}", hint="reinstall datacrumbs")
+        self._handle = ctypes.c_void_p(handle)
+        self._links: list[ctypes.c_void_p] = []
+        self._fds: list[int] = []
+
+    def _remember(self, level: int, text: bytes, arguments: int) -> int:
+        """libbpf's messages: a C format and its va_list; what it says of a failed load counts."""
+        if level > 1:
+            return 0
+        buffer = ctypes.create_string_buffer(4096)
+        self._c.vsnprintf(buffer, len(buffer), text, ctypes.c_void_p(arguments))
+        self._messages.append(buffer.value.decode(errors="replace").strip())
+        return 0
+
+    def _error(self) -> str:
+        return os.strerror(ctypes.get_errno())
+
+    def map(self, name: str) -> ctypes.c_void_p:
+        """The map called ``name``."""
+        return ctypes.c_void_p(self._c.bpf_object__find_map_by_name(self._handle, name.encode()))
+
+    def map_fd(self, name: str) -> int:
+        """Its descriptor, after `load`."""
+        return int(self._c.bpf_map__fd(self.map(name)))
+
+    def set_entries(self, name: str, entries: int) -> None:
+        """Size of a map, before `load`."""
+        self._c.bpf_map__set_max_entries(self.map(name), ctypes.c_uint32(entries))
+
+    def memory(self, name: str, kind: type[Any]) -> Any:
+        """The contents of a global variable's map as a ctypes ``kind``."""
+        size = ctypes.c_size_t()
+        address = self._c.bpf_map__initial_value(self.map(name), ctypes.byref(size))
+        if not address or size.value < ctypes.sizeof(kind):
+            raise UserError(
+                f"BPF object: {name} is {size.value} bytes", hint="reinstall datacrumbs"
+            )
+        return kind.from_address(address)
+
+    def program(self, name: str) -> ctypes.c_void_p:
+        """The program called ``name``."""
+        handle = self._c.bpf_object__find_program_by_name(self._handle, name.encode())
+        return ctypes.c_void_p(handle)
+
+    def set_expected_attach_type(self, name: str, kind: int) -> None:
+        """Attach type of a program, before `load`."""
+        self._c.bpf_program__set_expected_attach_type(self.program(name), kind)
+
+    def skip(self, name: str) -> None:
+        """Do not load this program."""
+        self._c.bpf_program__set_autoload(self.program(name), ctypes.c_bool(False))
+
+    def load(self) -> None:
+        """Load all programs into the kernel; raises `UserError` with what the kernel said."""
+        # one per process: an Object made after this one took it, and may be gone since
+        self._c.libbpf_set_print(self._print)
+        code = self._c.bpf_object__load(self._handle)
+        if code:
+            for message in self._messages:
+                self._log(message)
+            why = os.strerror(-code)
+            raise UserError(
+                f"the kernel does not take the BPF programs: {why}",
+                hint="run datacrumbs_doctor on this host; the log has the kernel's words",
+            )
+
+    def attach(self, name: str) -> None:
+        """Attach a program where its section says."""
+        link = self._c.bpf_program__attach(self.program(name))
+        if not link:
+            raise UserError(f"cannot attach {name}: {self._error()}", hint="run datacrumbs_doctor")
+        self._links.append(ctypes.c_void_p(link))
+
+    def attach_uprobe(
+        self, name: str, path: Path, offset: int, *, cookie: int = 0, retprobe: bool = False
+    ) -> str:
+        """A perf uprobe for all processes; returns the error, empty when it is attached."""
+        options = UprobeOptions(ctypes.sizeof(UprobeOptions), 0, cookie, retprobe, None)
+        link = self._c.bpf_program__attach_uprobe_opts(
+            self.program(name),
+            -1,
+            os.fsencode(path),
+            ctypes.c_size_t(offset),
+            ctypes.byref(options),
+        )
+        if not link:
+            return self._error()
+        self._links.append(ctypes.c_void_p(link))
+        return ""
+
+    def attach_uprobes(
+        self,
+        name: str,
+        path: Path,
+        offsets: list[int],
+        cookies: list[int],
+        *,
+        kind: int,
+        flags: int,
+    ) -> int:
+        """One uprobe.multi link for many functions; returns 0 or an errno (nothing attached)."""
+        count = len(offsets)
+        path_bytes = ctypes.c_char_p(os.fsencode(path))
+        offset_array = (ctypes.c_ulong * count)(*offsets)
+        cookie_array = (ctypes.c_uint64 * count)(*cookies)
+        attr = UprobeMulti(
+            prog_fd=self._c.bpf_program__fd(self.program(name)),
+            attach_type=kind,
+            path=ctypes.cast(path_bytes, ctypes.c_void_p).value or 0,
+            offsets=ctypes.addressof(offset_array),
+            cookies=ctypes.addressof(cookie_array),
+            cnt=count,
+            flags=flags,
+        )
+        fd = self._c.syscall(
+            _SYS_BPF[os.uname().machine], BPF_LINK_CREATE, ctypes.byref(attr), ctypes.sizeof(attr)
+        )
+        if fd < 0:
+            return ctypes.get_errno()
+        self._fds.append(fd)
+        return 0
+
+    def add_ring(self, outer: str, index: int, size_bytes: int) -> int:
+        """Put a new ring buffer into the map of maps ``outer``; returns its descriptor."""
+        fd = self._c.bpf_map_create(BPF_MAP_TYPE_RINGBUF, b"dc_events", 0, 0, size_bytes, None)
+        if fd < 0:
+            raise UserError(
+                f"cannot make a ring of {size_bytes} bytes: {os.strerror(-fd)}",
+                hint="lower ring.total_bytes in system.yaml",
+            )
+        key, value = ctypes.c_uint32(index), ctypes.c_uint32(fd)
+        code = self._c.bpf_map_update_elem(
+            self.map_fd(outer), ctypes.byref(key), ctypes.byref(value), ctypes.c_uint64(0)
+        )
+        if code:
+            raise UserError(f"cannot use ring {index}: {os.strerror(-code)}")
+        return int(fd)
+
+    def iterator(self, name: str) -> int:
+        """A descriptor whose reading runs the iterator program ``name`` over all tasks."""
+        link = self._c.bpf_program__attach_iter(self.program(name), None)
+        if not link:
+            raise UserError(f"cannot attach {name}: {self._error()}", hint="run datacrumbs_doctor")
+        fd = self._c.bpf_iter_create(self._c.bpf_link__fd(ctypes.c_void_p(link)))
+        self._c.bpf_link__destroy(ctypes.c_void_p(link))
+        if fd < 0:
+            raise UserError(f"cannot iterate with {name}: {os.strerror(-fd)}")
+        return int(fd)
+
+    def detach(self) -> None:
+        """Detach everything; what the maps and rings hold stays."""
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
+        for link in self._links:
+            self._c.bpf_link__destroy(link)
+        self._links.clear()
