@@ -7,6 +7,7 @@ reader takes each segment in one form, Parquet where that exists, so it sees eve
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from datacrumbs.errors import BadInputError
 from datacrumbs.trace.runfile import RUN_FILE, RunInfo, State, read_run_info, run_state
-from datacrumbs.trace.schema import EVENTS, TABLES, arrow_schema
+from datacrumbs.trace.schema import EVENTS, TABLES, arrow_schema, segment_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -127,15 +128,28 @@ def _open_host(path: Path) -> HostTrace:
 
 
 def _list_segments(directory: Path, table: str) -> list[tuple[int, Path]]:
-    """One file per segment. Listed until two listings agree.
+    """One file per segment, by number.
 
-    A listing that the writer's rename overtakes may show neither form of a segment; the next
-    one shows the new form.
+    A listing that the writer's rename overtakes may show neither form of a segment. Numbers
+    have no gaps, so what is missing between or behind the listed ones is looked for by name.
     """
-    before: dict[int, Path] | None = None
-    while (now := _list_once(directory, table)) != before:
-        before = now
-    return sorted(now.items())
+    found = _list_once(directory, table)
+    last = max(found, default=0)
+    for number in itertools.count(1):
+        if number not in found and (path := _find(directory, table, number)):
+            found[number] = path
+        elif number > last:
+            return sorted(found.items())
+    raise AssertionError("unreachable")
+
+
+def _find(directory: Path, table: str, number: int) -> Path | None:
+    """Segment ``number`` by name. The stream first: it goes only when the Parquet is there."""
+    stream, parquet = (directory / segment_name(table, number, s) for s in ("arrows", "parquet"))
+    there = stream.exists()
+    if parquet.exists():
+        return parquet
+    return stream if there else None
 
 
 def _list_once(directory: Path, table: str) -> dict[int, Path]:

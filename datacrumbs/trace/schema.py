@@ -73,6 +73,11 @@ PEERS = "peers"
 TABLES = (EVENTS, FUNCTIONS, FILES, PROCESSES, PEERS)
 
 
+def segment_name(table: str, number: int, suffix: str) -> str:
+    """``events-000001.parquet``: the file of segment ``number``, which counts from 1."""
+    return f"{table}-{number:06d}.{suffix}"
+
+
 def arrow_schema(table: str) -> pa.Schema:
     """The Arrow schema of ``table``, one of `TABLES`."""
     import pyarrow as pa

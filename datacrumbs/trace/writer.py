@@ -20,7 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datacrumbs.errors import UserError
-from datacrumbs.trace.schema import EVENT_DTYPE, EVENTS, FUNCTIONS, TABLES, arrow_schema
+from datacrumbs.trace.schema import (
+    EVENT_DTYPE,
+    EVENTS,
+    FUNCTIONS,
+    TABLES,
+    arrow_schema,
+    segment_name,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,11 +57,6 @@ _EVENT_OPTIONS: dict[str, Any] = {
     "write_statistics": True,
 }
 _ROW_OPTIONS: dict[str, Any] = {"compression": "zstd", "compression_level": 3}
-
-
-def segment_name(table: str, number: int, suffix: str) -> str:
-    """``events-000001.parquet``: the file of segment ``number``, which counts from 1."""
-    return f"{table}-{number:06d}.{suffix}"
 
 
 class TraceWriter:

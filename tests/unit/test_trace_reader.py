@@ -167,7 +167,7 @@ class _Overtaken(PosixPath):
         return iter([_Overtaken(path) for path in before if path not in streams])
 
 
-def test_a_listing_that_the_writer_overtakes_is_repeated(tmp_path: Path) -> None:
+def test_a_segment_that_a_listing_misses_is_found_by_name(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     directory.mkdir()
     writer = TraceWriter(directory, segment_events=1024)
