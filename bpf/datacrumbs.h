@@ -5,7 +5,7 @@
 #pragma once
 #include <linux/types.h>
 
-#define DC_LAYOUT 1
+#define DC_LAYOUT 2
 #define DC_SYSCALLS 512	     /* system call numbers below this can be traced */
 #define DC_MAX_CPUS 1024     /* counters are kept per CPU, modulo this */
 #define DC_RUN_ID_MAX 64
@@ -36,11 +36,25 @@ struct dc_call {
 };
 enum { DC_USES_POS = 1, DC_RETURNS_FD = 2 };
 
+/* any function, by its number */
+struct dc_function {
+	__u8 select;
+	__u8 layer; /* index of dc_config.layers */
+	__u8 unused[6];
+};
+
+/* one layer: an entry of the probe file */
+struct dc_layer {
+	__u64 unused[4];
+};
+
 /* set before load */
 #define DC_FUNCTIONS 65536
+#define DC_LAYERS 256
 struct dc_config {
 	struct dc_call calls[DC_SYSCALLS];
-	__u8 user_select[DC_FUNCTIONS]; /* by function number */
+	struct dc_function functions[DC_FUNCTIONS];
+	struct dc_layer layers[DC_LAYERS];
 	char run_id[DC_RUN_ID_MAX];
 	__u64 job_cgroup;    /* kernfs id; 0: no `select: job` */
 	__u32 uid;	     /* the run's user */

@@ -31,6 +31,12 @@ __noinline int emit(const struct dc_event *event)
 	return 0;
 }
 
+/* What becomes of every call that has returned, whatever observed it. */
+static __always_inline void finish(const struct dc_event *event)
+{
+	emit(event);
+}
+
 static __always_inline void emit_peer(struct dc_task *self)
 {
 	struct dc_string *record = scratch_for(bpf_get_current_task_btf());

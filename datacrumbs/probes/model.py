@@ -40,51 +40,120 @@ class Select(StrEnum):
     JOB = "job"
 
 
+class ArgumentType(StrEnum):
+    """How an argument is read: a number, or what a pointer points to."""
+
+    INT = "int"  # signed, of `bytes` 1, 2, 4 or 8
+    UINT = "uint"
+    STRING = "string"  # up to NUL, `bytes` at most
+    BYTES = "bytes"  # exactly `bytes`
+
+
+class Argument(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An argument to keep, read at entry: ``index`` counts from 0; ``bytes`` is its size."""
+
+    name: Name
+    index: Annotated[int, Meta(ge=0, le=5)]
+    type: ArgumentType = ArgumentType.INT
+    bytes: Annotated[int, Meta(ge=1, le=256)] = 8
+
+
+Arguments = Annotated[list[Argument], Meta(max_length=6)]
+
+
 class UserFunction(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One function of an ELF file: its file offset, its name, and its other names."""
 
     name: Name
     offset: Annotated[int, Meta(ge=0, le=2**48)]
     aliases: list[Name] = []
+    arguments: Arguments = []
 
 
-class SyscallLayer(
-    Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind", tag="syscalls"
-):
-    """System calls by name, without prefix (``read``, ``openat``)."""
+class KernelFunction(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One function of the kernel, by the name ``/proc/kallsyms`` has."""
+
+    name: Name
+    arguments: Arguments = []
+
+
+class UsdtPoint(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One USDT point; with ``returns``, the time from it to that point of the same provider."""
+
+    provider: Name
+    name: Name
+    returns: Name | None = None
+    arguments: Arguments = []
+
+
+class _Layer(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind"):
+    """What every layer has.
+
+    Calls shorter than ``min_duration_ns``, and of one function on one CPU more than
+    ``max_per_s`` a second (0: no limit), are filtered: counted, not kept.
+    """
 
     name: LayerName
-    functions: list[Name]
     mode: Mode = Mode.TRACE
     select: Select = Select.PROCESS
+    min_duration_ns: Annotated[int, Meta(ge=0, le=2**62)] = 0
+    max_per_s: Annotated[int, Meta(ge=0, le=2**31)] = 0
 
 
-class UserLayer(
-    Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind", tag="uprobe"
-):
-    """Functions of one ELF file, which ``build_id`` (hexadecimal) pins.
+class _ElfLayer(_Layer, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A layer of one ELF file, which ``build_id`` (hexadecimal) pins.
 
     A file without a build-id note is pinned by ``sha256:`` of its contents in ``digest``
     instead; exactly one of the two is set.
     """
 
-    name: LayerName
     binary: AbsolutePath
-    functions: list[UserFunction]
     build_id: BuildId | None = None
     digest: Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")] | None = None
-    mode: Mode = Mode.TRACE
-    select: Select = Select.PROCESS
 
 
-Layer = SyscallLayer | UserLayer
+class SyscallLayer(_Layer, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="syscalls"):
+    """System calls by name, without prefix (``read``, ``openat``)."""
+
+    functions: list[Name]
+
+
+class UserLayer(_ElfLayer, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="uprobe"):
+    """Functions of one ELF file."""
+
+    functions: list[UserFunction]
+
+
+class KernelLayer(_Layer, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="kprobe"):
+    """Functions of the kernel."""
+
+    functions: list[KernelFunction]
+
+
+class UsdtLayer(_ElfLayer, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="usdt"):
+    """USDT points of one ELF file."""
+
+    functions: list[UsdtPoint]
+
+
+class CustomLayer(_Layer, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="custom"):
+    """A user's own BPF C, compiled where it runs; ``functions`` are the names it emits."""
+
+    functions: list[Name]
+    source: Annotated[str, Meta(min_length=1, max_length=1 << 18)]
+
+
+Layer = SyscallLayer | UserLayer | KernelLayer | UsdtLayer | CustomLayer
+
+PathPrefix = Annotated[str, Meta(pattern=r"^/", max_length=255)]
 
 
 class ProbeList(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The payload. Times are Unix seconds.
 
     ``host`` is the host it was made on (the record of it); ``cluster`` is compared with the
-    system configuration of the daemon's host, ``machine`` with its architecture.
+    system configuration of the daemon's host, ``machine`` with its architecture. With
+    ``include``, calls on files below none of these directories are filtered; ``exclude`` wins.
     """
 
     format: int
@@ -95,7 +164,9 @@ class ProbeList(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     host: Name
     cluster: str
     machine: Name
-    layers: list[Layer]
+    layers: Annotated[list[Layer], Meta(max_length=256)]
+    include: Annotated[list[PathPrefix], Meta(max_length=16)] = []
+    exclude: Annotated[list[PathPrefix], Meta(max_length=16)] = []
 
     def probe_count(self) -> int:
         """How many functions all layers name together."""

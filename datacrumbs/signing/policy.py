@@ -99,6 +99,8 @@ def _check_what(probes: ProbeList, policy: Policy) -> None:
     for layer in probes.layers:
         if isinstance(layer, SyscallLayer):
             _check_syscalls(layer, policy)
+        elif not isinstance(layer, UserLayer):
+            raise _refusal("layers", f"layer {layer.name!r}: this version signs no such layer")
 
 
 def _check_layer_names(probes: ProbeList) -> None:
@@ -114,7 +116,7 @@ def _texts(probes: ProbeList) -> Iterator[str]:
     for layer in probes.layers:
         if isinstance(layer, SyscallLayer):
             yield from layer.functions
-        else:
+        elif isinstance(layer, UserLayer):
             yield layer.binary
             for function in layer.functions:
                 yield function.name

@@ -46,6 +46,8 @@ class EventFlag(IntFlag):
 
     UNFINISHED = 1  # the call had not returned when the process or the run ended
     PEER = 2  # the call involves a second file: see table `peers`
+    ASYNC = 4  # done later, by the kernel, for whoever caused it: no part of a call of `tid`
+    ARGUMENTS = 8  # arguments were kept: see table `arguments`
 
 
 class Op(StrEnum):
@@ -70,7 +72,9 @@ FUNCTIONS = "functions"
 FILES = "files"
 PROCESSES = "processes"
 PEERS = "peers"
-TABLES = (EVENTS, FUNCTIONS, FILES, PROCESSES, PEERS)
+ARGUMENTS = "arguments"
+INTERVALS = "intervals"
+TABLES = (EVENTS, FUNCTIONS, FILES, PROCESSES, PEERS, ARGUMENTS, INTERVALS)
 
 
 def segment_name(table: str, number: int, suffix: str) -> str:
@@ -97,7 +101,7 @@ def arrow_schema(table: str) -> pa.Schema:
                 need("func", pa.uint16()),
                 need("layer", pa.string()),
                 need("name", pa.string()),
-                need("kind", pa.string()),  # syscall | user
+                need("kind", pa.string()),  # syscall | user | kernel | usdt | custom
                 need("op", pa.string()),  # Op
                 pa.field("binary", pa.string()),  # the ELF file of a user function
             ]
@@ -131,6 +135,30 @@ def arrow_schema(table: str) -> pa.Schema:
                 need("file", pa.uint64()),
                 need("fd", pa.int32()),
                 need("offset", pa.int64()),
+            ]
+        case "arguments":
+            fields = [  # arguments of one event, found by (ts, tid, func)
+                need("ts", pa.int64()),
+                need("tid", pa.int32()),
+                need("func", pa.uint16()),
+                need("name", pa.string()),
+                pa.field("value", pa.int64()),  # of a number
+                pa.field("text", pa.string()),  # of a string; bytes as in files.path
+            ]
+        case "intervals":
+            fields = [  # profile mode: calls of a function by a process that ended in an interval
+                need("ts", pa.int64()),  # start of the interval, as events.ts
+                need("dur", pa.int64()),  # its length
+                need("pid", pa.int32()),
+                need("func", pa.uint16()),
+                need("count", pa.uint64()),
+                need("errors", pa.uint64()),  # system calls that failed
+                need("time", pa.int64()),  # sum of the calls' dur
+                need("max", pa.int64()),  # the longest call's
+                need("bytes", pa.int64()),  # moved, in functions that read, write or copy
+                # calls by dur: element i counts those of 2**i up to 2**(i+1) ns; trailing
+                # zeros are left out
+                need("histogram", pa.list_(pa.uint64())),
             ]
         case _:
             raise KeyError(table)

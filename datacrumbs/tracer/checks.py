@@ -20,8 +20,14 @@ from pathlib import Path
 from datacrumbs.config import SystemConfig, config_paths, load_system_config
 from datacrumbs.errors import UserError
 from datacrumbs.run import host_name
-from datacrumbs.tracer import layout, plan
-from datacrumbs.tracer.libbpf import Object
+from datacrumbs.tracer import attach, layout
+from datacrumbs.tracer.libbpf import OBJECT_PATH, Object
+from datacrumbs.tracer.user_functions import (
+    CLIENT_FUNCTION,
+    RETURN_FLAG,
+    UPROBE_MULTI,
+    attach_client,
+)
 
 KERNEL_FLOOR = (5, 14)
 MACHINES = ("x86_64", "aarch64")
@@ -197,7 +203,7 @@ def memory(config: SystemConfig) -> Check:
 
 
 def _ring_bytes(config: SystemConfig) -> int:
-    count, size_bytes = plan.ring_sizes(config, plan.possible_cpus())
+    count, size_bytes = attach.ring_sizes(config, attach.possible_cpus())
     return count * size_bytes + config.ring.strings_bytes
 
 
@@ -216,7 +222,7 @@ def mechanisms(config: SystemConfig) -> list[Check]:
         return [_needs_root(name) for name in MECHANISMS]
     words: list[str] = []
     try:
-        bpf = Object(plan.OBJECT_PATH, log=words.append)
+        bpf = Object(OBJECT_PATH, log=words.append)
     except UserError as error:
         return [
             _from_error(MECHANISMS[0], error, "reinstall datacrumbs"),
@@ -237,7 +243,7 @@ def _tried(bpf: Object, config: SystemConfig, words: list[str]) -> Iterator[Chec
         yield Check(MECHANISMS[0], False, error.message + last, remedy)
         yield from (Check(name, None, "needs the BPF programs") for name in MECHANISMS[1:])
         return
-    yield Check(MECHANISMS[0], True, f"{plan.OBJECT_PATH.name} loaded")
+    yield Check(MECHANISMS[0], True, f"{OBJECT_PATH.name} loaded")
     yield _try_rings(bpf, config)
     yield _trial("tracepoints", lambda: _attach_all(bpf), "tp_btf: " + ", ".join(PROGRAMS))
     yield _trial("task iterators", lambda: _iterate(bpf), ", ".join(ITERATORS))
@@ -249,14 +255,14 @@ def _load(bpf: Object, config: SystemConfig) -> bool:
     constants = bpf.memory(".rodata.config", layout.Config)
     if constants.layout != layout.LAYOUT:
         raise UserError(
-            f"{plan.OBJECT_PATH}: layout {constants.layout}, not {layout.LAYOUT}",
+            f"{OBJECT_PATH}: layout {constants.layout}, not {layout.LAYOUT}",
             hint="reinstall datacrumbs",
         )
     constants.uid = NOBODY_UID
     constants.cpus_per_ring = config.ring.cpus_per_ring
-    bpf.set_entries("rings", plan.ring_sizes(config, plan.possible_cpus())[0])
-    bpf.set_entries("strings", plan.power_of_two(config.ring.strings_bytes))
-    return plan.load(bpf)
+    bpf.set_entries("rings", attach.ring_sizes(config, attach.possible_cpus())[0])
+    bpf.set_entries("strings", attach.power_of_two(config.ring.strings_bytes))
+    return attach.load(bpf)
 
 
 def _trial(name: str, action: Callable[[], None], found: str) -> Check:
@@ -268,7 +274,7 @@ def _trial(name: str, action: Callable[[], None], found: str) -> Check:
 
 
 def _try_rings(bpf: Object, config: SystemConfig) -> Check:
-    count, size_bytes = plan.ring_sizes(config, plan.possible_cpus())
+    count, size_bytes = attach.ring_sizes(config, attach.possible_cpus())
     made: list[int] = []
     try:
         for index in range(count):
@@ -293,7 +299,7 @@ def _iterate(bpf: Object) -> None:
     for name in ITERATORS:
         fd = bpf.iterator(name)
         try:
-            plan.read_all(fd)
+            attach.read_all(fd)
         finally:
             os.close(fd)
 
@@ -301,7 +307,7 @@ def _iterate(bpf: Object) -> None:
 def _try_uprobes(bpf: Object, library: Path, *, multi: bool) -> Iterator[Check]:
     """On the client library's own functions, so that no other program meets a breakpoint."""
     try:
-        plan.attach_client(bpf, library)
+        attach_client(bpf, library)
     except UserError as error:
         remedy = "grant the capabilities above; the library must be on a local file system"
         yield _from_error("uprobes", error, remedy)
@@ -309,7 +315,7 @@ def _try_uprobes(bpf: Object, library: Path, *, multi: bool) -> Iterator[Check]:
         return
     finally:
         bpf.detach()
-    yield Check("uprobes", True, f"perf uprobe on {plan.CLIENT_FUNCTION} of the client library")
+    yield Check("uprobes", True, f"perf uprobe on {CLIENT_FUNCTION} of the client library")
     yield _try_multi(bpf, library, multi=multi)
 
 
@@ -322,9 +328,14 @@ def _try_multi(bpf: Object, library: Path, *, multi: bool) -> Check:
     with open(library, "rb") as file:
         offsets = sorted(function_starts(file.fileno()))
     try:
-        for program, flags in (("user_leave", plan.RETURN_FLAG), ("user_enter", 0)):
+        for program, flags in (("user_leave", RETURN_FLAG), ("user_enter", 0)):
             error = bpf.attach_uprobes(
-                program, library, offsets, [0] * len(offsets), kind=plan.UPROBE_MULTI, flags=flags
+                program,
+                library,
+                offsets,
+                [0] * len(offsets),
+                kind=UPROBE_MULTI,
+                flags=flags,
             )
             if error:
                 remedy = "see the kernel's log: dmesg | grep -i uprobe"
@@ -346,8 +357,8 @@ def client_library(config: SystemConfig) -> Check:
         content = path.read_bytes()
     except OSError as error:
         return Check(name, False, f"{path}: {error.strerror}", remedy)
-    if plan.CLIENT_FUNCTION.encode() + b"\0" not in content:
-        return Check(name, False, f"{path}: no {plan.CLIENT_FUNCTION} in it", remedy)
+    if CLIENT_FUNCTION.encode() + b"\0" not in content:
+        return Check(name, False, f"{path}: no {CLIENT_FUNCTION} in it", remedy)
     if status.st_mode & 0o022:
         return Check(name, False, f"{path}: others can change it", f"chmod go-w {path}")
     if _is_root() and not _everybody_reads(path):

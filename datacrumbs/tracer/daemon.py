@@ -26,7 +26,8 @@ from datacrumbs.run import host_name, lock_file, ready_file
 from datacrumbs.signing.keys import load_public_keys
 from datacrumbs.trace.rundir import create_run_directory
 from datacrumbs.trace.runfile import ProbeFileFacts, write_run_info
-from datacrumbs.tracer import plan, privileges
+from datacrumbs.tracer import privileges
+from datacrumbs.tracer.attach import Attached, attach
 from datacrumbs.tracer.recorder import WAKE, Recorder, Run, first_run_info
 
 READY = "ready"
@@ -71,7 +72,7 @@ def run_daemon(
         log = Log(f"datacrumbs[{run_id}]")
         _open_log(log, config, entry, run_id)
         job_cgroup = _cgroup_id(cgroup) if cgroup else 0
-        attached = plan.attach(
+        attached = attach(
             run.probes, config=config, run_id=run_id, job_cgroup=job_cgroup, log=log.say
         )
         return _supervise(run, attached, entry, ready, log)
@@ -162,9 +163,7 @@ def _cgroup_id(path: Path) -> int:
     return path.stat().st_ino
 
 
-def _supervise(
-    run: Run, attached: plan.Attached, entry: struct_passwd, ready: Path, log: Log
-) -> int:
+def _supervise(run: Run, attached: Attached, entry: struct_passwd, ready: Path, log: Log) -> int:
     read_fd, write_fd = os.pipe()
     child = os.fork()
     if not child:
@@ -213,7 +212,7 @@ def _write_ready(ready: Path, child: int) -> None:
     temporary.rename(ready)
 
 
-def _child(run: Run, attached: plan.Attached, entry: struct_passwd, write_fd: int, log: Log) -> int:
+def _child(run: Run, attached: Attached, entry: struct_passwd, write_fd: int, log: Log) -> int:
     def tell(word: str) -> None:
         with contextlib.suppress(BrokenPipeError):  # root's half is gone: SIGTERM follows
             os.write(write_fd, (word.replace("\n", " ") + "\n").encode())

@@ -6,9 +6,10 @@ import ctypes
 import struct
 from enum import IntEnum
 
-LAYOUT = 1
+LAYOUT = 2
 SYSCALLS = 512
 FUNCTIONS = 65536
+LAYERS = 256
 MAX_CPUS = 1024
 RUN_ID_BYTES = 64
 EVENT_BYTES = 64
@@ -34,12 +35,29 @@ class Call(ctypes.Structure):
     )
 
 
+class Function(ctypes.Structure):
+    """struct dc_function: one function, by its number."""
+
+    _fields_ = (
+        ("select", ctypes.c_uint8),
+        ("layer", ctypes.c_uint8),
+        ("unused", ctypes.c_uint8 * 6),
+    )
+
+
+class Layer(ctypes.Structure):
+    """struct dc_layer: one entry of the probe file."""
+
+    _fields_ = (("unused", ctypes.c_uint64 * 4),)
+
+
 class Config(ctypes.Structure):
     """struct dc_config: set before load, constant afterwards."""
 
     _fields_ = (
         ("calls", Call * SYSCALLS),
-        ("user_select", ctypes.c_uint8 * FUNCTIONS),
+        ("functions", Function * FUNCTIONS),
+        ("layers", Layer * LAYERS),
         ("run_id", ctypes.c_char * RUN_ID_BYTES),
         ("job_cgroup", ctypes.c_uint64),
         ("uid", ctypes.c_uint32),

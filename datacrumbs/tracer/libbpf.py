@@ -11,6 +11,7 @@ from typing import Any
 
 from datacrumbs.errors import UserError
 
+OBJECT_PATH = Path(__file__).with_name("datacrumbs.bpf.o")
 PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 BPF_MAP_TYPE_RINGBUF = 27
 BPF_LINK_CREATE = 28
@@ -57,6 +58,7 @@ def _load() -> ctypes.CDLL:
         "bpf_object__open_file",
         "bpf_object__find_map_by_name",
         "bpf_object__find_program_by_name",
+        "bpf_object__next_program",
         "bpf_map__initial_value",
         "bpf_program__attach",
         "bpf_program__attach_uprobe_opts",
@@ -126,9 +128,15 @@ class Object:
         """Attach type of a program, before `load`."""
         self._c.bpf_program__set_expected_attach_type(self.program(name), kind)
 
-    def skip(self, name: str) -> None:
-        """Do not load this program."""
-        self._c.bpf_program__set_autoload(self.program(name), ctypes.c_bool(False))
+    def only(self, *names: str) -> None:
+        """Load no programs but these."""
+        wanted = {self.program(name).value for name in names}
+        program = self._c.bpf_object__next_program(self._handle, None)
+        while program:
+            self._c.bpf_program__set_autoload(
+                ctypes.c_void_p(program), ctypes.c_bool(program in wanted)
+            )
+            program = self._c.bpf_object__next_program(self._handle, ctypes.c_void_p(program))
 
     def load(self) -> None:
         """Load all programs into the kernel; raises `UserError` with what the kernel said."""

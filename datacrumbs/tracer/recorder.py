@@ -34,7 +34,7 @@ from datacrumbs.trace.runfile import (
 )
 from datacrumbs.trace.schema import FILES, FUNCTIONS, PEERS, PROCESSES, EventFlag, arrow_schema
 from datacrumbs.tracer import layout
-from datacrumbs.tracer.plan import Attached, power_of_two, read_all
+from datacrumbs.tracer.attach import Attached, power_of_two, read_all
 
 if TYPE_CHECKING:
     import numpy as np

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import os
@@ -149,6 +150,9 @@ def test_every_damaged_byte_is_refused(tmp_path: Path) -> None:
         changed = bytearray(whole)
         changed[position] ^= generator.randrange(1, 256)
         bad.write_bytes(changed)
+        with contextlib.suppress(EOFError, OSError, zlib.error):
+            if gzip.decompress(changed) == gzip.decompress(whole):
+                continue  # the bits that fill up deflate's last byte
         assert str(bad) in _refused(bad)
 
 

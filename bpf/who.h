@@ -1,0 +1,114 @@
+/* Who joins, forks, executes and ends; what has not returned at the end. */
+#pragma once
+
+/* datacrumbs_start(run_id) of libdatacrumbs_client.so */
+SEC("uprobe")
+int client_start(struct pt_regs *ctx)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	char asked[DC_RUN_ID_MAX] = {};
+
+	if (!of_user(task))
+		return 0;
+	bpf_probe_read_user_str(asked, sizeof(asked), (void *)PT_REGS_PARM1(ctx));
+	for (int i = 0; i < DC_RUN_ID_MAX; i++) {
+		if (asked[i] != config.run_id[i])
+			return 0;
+		if (!asked[i])
+			break;
+	}
+	struct dc_task *self = traced(task);
+	if (self && (self->is & DC_JOINED))
+		return 0; /* inherited: the program before this one joined */
+	self = join(task, DC_JOINED);
+	if (!self)
+		return 0;
+	if (task->pid != task->tgid)
+		join(task->group_leader, DC_JOINED);
+	emit_process(self, task, DC_START);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
+{
+	struct dc_task *mine = traced(parent);
+	__u32 is = mine ? mine->is : 0;
+
+	if (config.job_cgroup && in_job(child))
+		is |= DC_IN_JOB;
+	if (!is)
+		return 0;
+	struct dc_task *self = join(child, is);
+	if (self && child->pid == child->tgid)
+		emit_process(self, child, DC_FORK);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(on_exec, struct task_struct *task, int old_pid)
+{
+	struct dc_task *self = traced(task);
+
+	if (!self)
+		return 0;
+	number(self, task); /* a thread that execs becomes the leader */
+	self->depth = 0;
+	struct file *program = BPF_CORE_READ(task, mm, exe_file);
+	if (self->event.func && program) /* the path's memory went with the old program */
+		self->event.file = identify(self, program);
+	emit_process(self, task, DC_EXEC);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(on_exit, struct task_struct *task)
+{
+	struct dc_task *self = bpf_task_storage_get(&tasks, task, 0, 0);
+
+	if (!self)
+		return 0;
+	emit_unfinished(self);
+	if (!task->signal->live.counter)
+		emit_process(self, task, DC_EXIT);
+	return 0;
+}
+
+SEC("tp_btf/cgroup_attach_task")
+int BPF_PROG(on_cgroup, struct cgroup *to, const char *path, struct task_struct *task)
+{
+	if (config.job_cgroup && in_job(task)) { /* version 1's ids are another number space */
+		struct dc_task *self = join(task, DC_IN_JOB);
+		if (self && task->pid == task->tgid)
+			emit_process(self, task, DC_START);
+	}
+	return 0;
+}
+
+/* Read at start: mark what is in the job's cgroup already. */
+SEC("iter/task")
+int mark_job(struct bpf_iter__task *ctx)
+{
+	struct task_struct *task = ctx->task;
+
+	if (task && config.job_cgroup && in_job(task)) {
+		struct dc_task *self = join(task, DC_IN_JOB);
+		if (self && task->pid == task->tgid)
+			emit_process(self, task, DC_START);
+	}
+	return 0;
+}
+
+/* Read at the stop, after detaching: calls that have not returned. */
+SEC("iter/task")
+int unfinished(struct bpf_iter__task *ctx)
+{
+	struct task_struct *task = ctx->task;
+
+	if (!task)
+		return 0;
+	struct dc_task *self = bpf_task_storage_get(&tasks, task, 0, 0);
+	if (self)
+		emit_unfinished(self);
+	return 0;
+}

@@ -1,0 +1,124 @@
+"""From a verified probe list to loaded and attached BPF programs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from datacrumbs.config import SystemConfig
+from datacrumbs.errors import UserError
+from datacrumbs.probes.model import ProbeList, SyscallLayer, UserLayer
+from datacrumbs.tracer import layout
+from datacrumbs.tracer.libbpf import OBJECT_PATH, Object
+from datacrumbs.tracer.plan import Plan
+from datacrumbs.tracer.system_calls import attach_syscalls, plan_syscalls
+from datacrumbs.tracer.user_functions import (
+    UPROBE_MULTI,
+    Numbered,
+    attach_client,
+    attach_user,
+    kernel_has_uprobe_multi,
+    plan_user,
+)
+
+
+@dataclass(slots=True)
+class Attached:
+    """The loaded object, its rings' descriptors and the two iterators."""
+
+    object: Object
+    plan: Plan
+    ring_fds: list[int]
+    ring_bytes: int
+    strings_fd: int
+    mark_job_fd: int
+    unfinished_fd: int
+
+
+def power_of_two(size: int) -> int:
+    """The largest power of two that is no larger than ``size``."""
+    return 1 << max(size.bit_length() - 1, 0)
+
+
+def ring_sizes(config: SystemConfig, cpus: int) -> tuple[int, int]:
+    """How many rings, and the bytes of each (a power of two, at least 1 MiB)."""
+    count = -(-cpus // config.ring.cpus_per_ring)
+    return count, max(power_of_two(config.ring.total_bytes // count), 1 << 20)
+
+
+def possible_cpus() -> int:
+    """CPUs the kernel may number; ``/sys/devices/system/cpu/possible`` ends with the last."""
+    text = Path("/sys/devices/system/cpu/possible").read_text()
+    return int(text.strip().replace(",", "-").split("-")[-1]) + 1
+
+
+def attach(
+    probes: ProbeList,
+    *,
+    config: SystemConfig,
+    run_id: str,
+    job_cgroup: int,
+    log: Callable[[str], None],
+) -> Attached:
+    """Load and attach everything; as root. Raises `UserError` when nothing can be traced."""
+    bpf = Object(OBJECT_PATH, log=log)
+    constants = bpf.memory(".rodata.config", layout.Config)
+    if constants.layout != layout.LAYOUT:
+        raise UserError(f"{OBJECT_PATH}: layout {constants.layout}", hint="reinstall datacrumbs")
+    constants.run_id = run_id.encode()
+    constants.uid = probes.uid
+    constants.job_cgroup = job_cgroup
+    constants.ns_inum = Path("/proc/self/ns/pid").stat().st_ino
+    constants.cpus_per_ring = config.ring.cpus_per_ring
+    plan = Plan(probes, constants)
+    users: list[tuple[UserLayer, list[Numbered]]] = []
+    for layer in probes.layers:
+        if isinstance(layer, SyscallLayer):
+            plan_syscalls(layer, plan)
+        elif isinstance(layer, UserLayer):
+            users.append((layer, plan_user(layer, plan)))
+        else:
+            plan.skipped.append((layer.name, "all", "this version cannot attach such a layer"))
+    rings, ring_bytes = ring_sizes(config, possible_cpus())
+    bpf.set_entries("rings", rings)
+    bpf.set_entries("strings", power_of_two(config.ring.strings_bytes))
+    multi = load(bpf)
+    ring_fds = [bpf.add_ring("rings", i, ring_bytes) for i in range(rings)]
+    for name in ("on_fork", "on_exec", "on_exit", *(("on_cgroup",) if job_cgroup else ())):
+        bpf.attach(name)
+    for layer, functions in users:
+        attach_user(bpf, layer, functions, plan, multi=multi)
+    if not any(count for *_, count in plan.mechanisms):
+        raise UserError("no probe of the probe file can be attached on this host")
+    attach_syscalls(bpf, plan)
+    attached = Attached(
+        bpf,
+        plan,
+        ring_fds,
+        ring_bytes,
+        bpf.map_fd("strings"),
+        bpf.iterator("mark_job"),
+        bpf.iterator("unfinished"),
+    )
+    if job_cgroup:
+        read_all(attached.mark_job_fd)
+    attach_client(bpf, config.client_library_path())
+    return attached
+
+
+def read_all(fd: int) -> None:
+    """Run an iterator program to its end."""
+    while os.read(fd, 4096):
+        pass
+
+
+def load(bpf: Object) -> bool:
+    """Load with uprobe.multi programs if this kernel has them; says whether it has."""
+    multi = kernel_has_uprobe_multi()
+    if multi:
+        bpf.set_expected_attach_type("user_enter", UPROBE_MULTI)
+        bpf.set_expected_attach_type("user_leave", UPROBE_MULTI)
+    bpf.load()
+    return multi
