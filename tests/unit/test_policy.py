@@ -217,7 +217,8 @@ def test_only_the_beginnings_of_functions_are_signed(public: Path, peer: Peer) -
         function = UserFunction(name="second", offset=offset)
         message = _refused(_binary_probes(path, peer, functions=[function]), peer=peer)
         assert message == (
-            f"offset: layer 'app': {path}: no function begins at {offset:#x} (second)"
+            f"offset: layer 'app': {path}: no function that may be probed begins at {offset:#x} "
+            "(second)"
         )
 
 
