@@ -9,7 +9,6 @@ can be captured.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
@@ -17,9 +16,8 @@ import msgspec
 from datacrumbs.errors import BadInputError
 from datacrumbs.probes import btf, model, usdt
 from datacrumbs.probes.capture import ArgumentRule, compile_regex
-from datacrumbs.probes.kernel import is_reshaped
 from datacrumbs.probes.model import Argument, ArgumentType
-from datacrumbs.probes.parameters import Parameter
+from datacrumbs.probes.parameters import Parameter, refuse_reshaped
 
 STRING_BYTES = 64
 ARGUMENTS_MAX = 6
@@ -33,14 +31,6 @@ F = TypeVar("F", bound=model.UserFunction | model.KernelFunction | model.UsdtPoi
 
 class _NoArgumentError(Exception):
     """Why a rule gives nothing for a function."""
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """What became of one rule: how many functions it gave an argument, and why not others."""
-
-    functions: int
-    failed: list[tuple[str, str]]  # (function, reason)
 
 
 def with_argument(function: F, rule: ArgumentRule, parameters: Parameters) -> F:
@@ -110,11 +100,9 @@ def _type_and_size(
 
 
 def kernel_parameters(function: object) -> Parameters:
-    """Parameters of a kernel function, from BTF."""
+    """Parameters of a kernel function, from BTF; `ValueError` if they are not its source's."""
     assert isinstance(function, model.KernelFunction)
-    if is_reshaped(function.name):
-        why = "the compiler has changed its arguments (.isra, .constprop, .part)"
-        return [Parameter("", None, None, 0, why)]
+    refuse_reshaped(function.name)
     try:
         return btf.kernel_types().parameters(function.name)
     except BadInputError as error:

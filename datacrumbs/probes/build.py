@@ -130,10 +130,10 @@ class _Claimed:
         for place, function in enumerate(self.functions):
             if isinstance(function, str) or not wants(rule, names_of(function)):
                 continue
-            if place not in self.parameters:
-                assert self.match.parameters is not None
-                self.parameters[place] = self.match.parameters(function)
             try:
+                if place not in self.parameters:
+                    assert self.match.parameters is not None
+                    self.parameters[place] = self.match.parameters(function)
                 self.functions[place] = with_argument(function, rule, self.parameters[place])
             except ValueError as error:
                 failed.append((function.name, str(error)))

@@ -15,7 +15,7 @@ from elftools.elf.elffile import ELFFile
 from datacrumbs.probes import model
 from datacrumbs.probes.debugfile import find_debug_file
 from datacrumbs.probes.model import ArgumentType
-from datacrumbs.probes.parameters import Parameter
+from datacrumbs.probes.parameters import Parameter, refuse_reshaped
 
 NO_DWARF = "the file has no debug info that tells its parameters"
 _UNSIGNED = (2, 7, 8, 16)  # DW_ATE_boolean, unsigned, unsigned_char, UTF
@@ -31,19 +31,25 @@ _POINTERS = ("DW_TAG_pointer_type", "DW_TAG_reference_type", "DW_TAG_rvalue_refe
 def user_parameters(
     path: Path, build_id: str | None, machine: str
 ) -> Callable[[object], list[Parameter] | str]:
-    """What finds out the parameters of functions of the file at ``path``; it is read when asked."""
+    """What finds out the parameters of functions of the file at ``path``; it is read when asked.
+
+    That raises `ValueError` for a function whose parameters are not those of its source.
+    """
     reader: list[_Reader | None] = []
 
     def parameters(function: object) -> list[Parameter] | str:
         assert isinstance(function, model.UserFunction)
+        refuse_reshaped(function.name)
         if not reader:
             reader.append(_open(path, build_id, machine))
         if reader[0] is None:
             return NO_DWARF
         try:
-            return reader[0].parameters(function.offset) or NO_DWARF
-        except (DWARFError, ELFError, KeyError, ValueError, IndexError) as error:
-            return f"its debug info cannot be read ({error})"
+            found = reader[0].parameters(function.offset)
+        except Exception as error:
+            # pyelftools meets damaged debug info with whatever its parser runs into first
+            return f"its debug info cannot be read ({' '.join(str(error).split())})"
+        return NO_DWARF if found is None else found
 
     return parameters
 

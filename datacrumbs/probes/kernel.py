@@ -68,11 +68,6 @@ def base_name(name: str) -> str:
     return _COMPILER.sub("", name)
 
 
-def is_reshaped(name: str) -> bool:
-    """Whether the compiler may have changed the arguments (``foo.isra.0``)."""
-    return bool(re.search(r"\.(isra|constprop|part)\b", name))
-
-
 @functools.cache
 def kernel_names() -> KernelNames:
     """Read what this kernel says of itself, once. Raises `UserError` if it says nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from datacrumbs.probes.model import ArgumentType
@@ -21,3 +22,12 @@ class Parameter:
     size: int
     why: str = ""
     pointer: bool = False
+
+
+def refuse_reshaped(name: str) -> None:
+    """Raise `ValueError` for a function whose arguments the compiler may have changed.
+
+    It is called ``foo.isra.0``, ``foo.constprop.0`` or ``foo.part.0``.
+    """
+    if re.search(r"\.(isra|constprop|part)\b", name):
+        raise ValueError("the compiler has changed its arguments (.isra, .constprop, .part)")

@@ -197,7 +197,11 @@ def _pinned(
 
 
 def _usdt(config: CaptureConfig, index: int, machine: str) -> list[Match]:
-    return _of_files(config, index, machine, "binary_path", _usdt_points)
+    matches = _of_files(config, index, machine, "binary_path", _usdt_points)
+    for match in matches:
+        pairs = config.probes[index].pairs or {}
+        _check_pairs(pairs, match.known, config.where(index, "pairs"))
+    return matches
 
 
 def _usdt_points(config: CaptureConfig, index: int, machine: str, path: Path) -> Match:
@@ -211,7 +215,6 @@ def _usdt_points(config: CaptureConfig, index: int, machine: str, path: Path) ->
             hint="its providers: " + ", ".join(providers) if providers else "it has no USDT points",
         )
     pairs = probe.pairs or {}
-    _check_pairs(pairs, here, config.where(index, "pairs"))
     pattern = compile_regex(probe.regex) if probe.regex else None
     ends = set(pairs.values())
     functions: dict[Key, Function] = {}

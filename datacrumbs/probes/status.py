@@ -34,14 +34,17 @@ NO_OFFSET = -1
 EVERYBODY = 0
 KNOWN = "known not to attach on this host"
 
-PASSING = frozenset(
-    os.strerror(number)
-    for number in (
-        *(errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EINTR, errno.EBUSY),
-        *(errno.ENOSPC, errno.EPERM, errno.EACCES, errno.E2BIG, errno.EIO, errno.ESTALE),
-    )
+LASTING = (
+    *map(os.strerror, (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOEXEC, errno.EILSEQ, errno.ENXIO)),
+    os.strerror(524),  # the kernel's own ENOTSUPP: an instruction that uprobes cannot step over
+    "have this name",
+    "allows no probe",
+    "no function begins there",
 )
-"""What the kernel says of a condition that may pass: no reason to leave a function out."""
+"""What is said of a function that will be refused the next time as well.
+
+Nothing that may pass: memory, descriptors, a file or a kernel module that is not there now.
+"""
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS refused (
@@ -88,7 +91,7 @@ def place_of(target: str, function: object) -> Place:
 def refusals(probes: model.ProbeList, skipped: Iterable[tuple[str, str, str]]) -> list[Entry]:
     """What to remember of a run's skipped functions (layer, name, reason).
 
-    Not what may pass, what the policy or this version refuses, system calls, or whole layers.
+    Functions of the kernel and of files, and USDT points, refused for a reason that lasts.
     """
     reasons = {(layer, name): reason for layer, name, reason in skipped}
     now, kernel = int(time.time()), platform.release()
@@ -103,8 +106,8 @@ def refusals(probes: model.ProbeList, skipped: Iterable[tuple[str, str, str]]) -
 
 
 def is_lasting(reason: str) -> bool:
-    """Whether a refusal for this reason will be one the next time: not one that may pass."""
-    return not any(passing in reason for passing in PASSING)
+    """Whether a refusal for this reason will be one the next time."""
+    return any(text in reason for text in LASTING)
 
 
 def _counts_for(

@@ -75,6 +75,7 @@ def run_daemon(
         attached = attach(
             run.probes, config=config, run_id=run_id, job_cgroup=job_cgroup, log=log.say
         )
+        _remember_refusals(run, attached, log)
         return _supervise(run, attached, entry, ready, log)
     finally:
         ready.unlink(missing_ok=True)
@@ -152,6 +153,19 @@ def _open_log(log: Log, config: SystemConfig, entry: struct_passwd, run_id: str)
         os.fchown(log.fd, entry.pw_uid, entry.pw_gid)
     except OSError as error:
         log.say(f"{path}: {error.strerror}; logging to standard error only")
+
+
+def _remember_refusals(run: Run, attached: Attached, log: Log) -> None:
+    """Note what the kernel refused, for the configurator; a run goes on without that."""
+    if not attached.plan.skipped:
+        return
+    from datacrumbs.probes import status
+
+    try:
+        entries = status.refusals(run.probes, attached.plan.skipped)
+        status.remember(Path(run.config.state_dir), entries)
+    except UserError as error:
+        log.say(f"what could not be attached is not remembered: {error.message}")
 
 
 def _cgroup_id(path: Path) -> int:
