@@ -152,10 +152,15 @@ def _function_symbols(fd: int, layout: Layout) -> Iterator[tuple[int, int, bytes
     """(address, size, name) of each defined function in the symbol tables."""
     entry = struct.Struct(layout.order + ("IBBHQQ" if layout.is_64 else "IIIBBH"))
     tables = sections(fd, layout)
+    left = TABLE_BYTES_MAX
     for table in tables:
         if table.kind not in SYMBOL_TABLES:
             continue
         linked = tables[table.link] if table.link < len(tables) else None
+        # many headers may name one table: what counts is what is read
+        left -= table.size + (linked.size if linked else 0)
+        if left < 0:
+            raise NotElfError(f"symbol tables of more than {TABLE_BYTES_MAX} bytes")
         strings = _table(fd, linked.offset, linked.size) if linked else b""
         symbols = _table(fd, table.offset, table.size - table.size % entry.size)
         for fields in entry.iter_unpack(symbols):

@@ -33,12 +33,15 @@ class PointArgument:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One place in the code; a point that a compiler copied has several."""
+    """One place in the code; a point that a compiler copied has several.
+
+    ``semaphore`` is the address of the counter that turns the point on; 0: it has none.
+    """
 
     provider: str
     name: str
     address: int
-    has_semaphore: bool
+    semaphore: int
     arguments: tuple[PointArgument, ...]
 
 
@@ -75,7 +78,7 @@ def _point(value: bytes, layout: Layout) -> Point | None:
     provider, name, arguments = (s.decode("utf-8", "backslashreplace") for s in strings[:3])
     if not (provider and name and (provider + name).isprintable()):
         return None
-    return Point(provider, name, address, semaphore != 0, parse_arguments(arguments))
+    return Point(provider, name, address, semaphore, parse_arguments(arguments))
 
 
 def parse_arguments(text: str) -> tuple[PointArgument, ...]:

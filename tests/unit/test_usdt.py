@@ -65,7 +65,7 @@ def test_points_are_those_that_readelf_shows(which: str, program: Path) -> None:
     assert [(p.provider, p.name, p.address) for p in points] == [s[:3] for s in shown]
     for point, (*_, arguments) in zip(points, shown, strict=True):
         assert point.arguments == parse_arguments(arguments)
-        assert point.has_semaphore
+        assert point.semaphore
 
 
 def test_arguments_have_sizes_and_signs(program: Path) -> None:
