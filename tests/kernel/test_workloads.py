@@ -366,6 +366,8 @@ def test_read_that_never_returns(traced_run: TracedRun, killed: bool) -> None:
         process = traced_run.start(*PYTHON, "-c", BLOCKED, stdout=subprocess.PIPE)
         assert process.stdout
         assert process.stdout.readline() == b"1\n"
+        blocked = Path(f"/proc/{process.pid}/syscall")
+        wait_until(lambda: f"{4321:#x}" in blocked.read_text(), "the read")
         time.sleep(0.2)
         if killed:
             process.kill()
