@@ -133,7 +133,8 @@ class DftracerLines:
     def _new_files(self, ids: pl.Series) -> bytes:
         new = [file for file in ids.to_list() if file and file not in self._known]
         self._known.update(new)
-        rows = self._events.files.filter(pl.col("file").is_in(pl.Series(new, dtype=pl.UInt64)))
+        wanted = pl.DataFrame({"file": pl.Series(new, dtype=pl.UInt64)})
+        rows = self._events.files.join(wanted, on="file", how="semi")
         return "".join(self._hash_line("FH", path, _hash(path)) for path in rows["path"]).encode()
 
     def render(self, frame: pl.DataFrame) -> memoryview:
