@@ -47,7 +47,7 @@ def test_every_line_is_valid_to_dftracer(exported: Path, tmp_path: Path) -> None
 
 def test_dftracer_reads_every_line(exported: Path, tmp_path: Path) -> None:
     (path,) = exported.iterdir()
-    lines = len(gzip.decompress(path.read_bytes()).splitlines()) - 1  # but for the first, "["
+    lines = len(gzip.decompress(path.read_bytes()).splitlines())  # it counts the "[" as well
     index = ["--index-dir", str(tmp_path)]
     said = _run(TOOLS / "dftracer_info", "--files", path, *index, cwd=tmp_path)
     found = re.search(r"Valid Events: +(\d+)", said)
