@@ -166,7 +166,9 @@ def _texts(text: str) -> tuple[str]:
 
 
 def _make_dir(state_dir: Path) -> None:
-    state_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if not state_dir.is_dir():
+        state_dir.mkdir(parents=True, exist_ok=True)
+        state_dir.chmod(0o755)  # whatever the umask
     status = state_dir.stat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise PermissionError(f"others than root can write in {state_dir}")

@@ -82,6 +82,7 @@ def test_everybody_may_read_whatever_the_umask(state: Path) -> None:
     finally:
         os.umask(before)
     assert (state / status.FILE).stat().st_mode & 0o777 == 0o644
+    assert state.stat().st_mode & 0o777 == 0o755
     assert [p.name for p in state.iterdir()] == [status.FILE]
 
 
