@@ -156,7 +156,7 @@ def _function_symbols(fd: int, layout: Layout) -> Iterator[tuple[int, int, bytes
     for table in tables:
         if table.kind not in SYMBOL_TABLES:
             continue
-        linked = tables[table.link] if table.link < len(tables) else None
+        linked = tables[table.link] if 0 < table.link < len(tables) else None
         # many headers may name one table: what counts is what is read
         left -= table.size + (linked.size if linked else 0)
         if left < 0:
