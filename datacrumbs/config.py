@@ -57,7 +57,15 @@ class KernelArguments(StrEnum):
 
 KERNEL_FUNCTIONS = (
     *("vfs_*", "do_sys_open*", "do_filp_open", "file_*", "generic_file_*", "generic_perform_write"),
-    *("iomap_*", "filemap_*", "__filemap_*", "folio_*", "page_cache_*", "pagecache_*"),
+    *(
+        "iomap_*",
+        "filemap_*",
+        "__filemap_*",
+        "mm_filemap_*",
+        "folio_*",
+        "page_cache_*",
+        "pagecache_*",
+    ),
     *(
         "readahead_*",
         "force_page_cache_ra",

@@ -19,6 +19,7 @@ from datacrumbs.errors import BadInputError, UserError
 from datacrumbs.probes import model, status
 from datacrumbs.probes.arguments import Parameters, wants, with_argument
 from datacrumbs.probes.capture import ArgumentRule, CaptureConfig, CaptureProbe, compile_regex
+from datacrumbs.probes.kernel import plain_name
 from datacrumbs.probes.sources import Function, Key, Match, match_entry, name_of, names_of
 from datacrumbs.run import host_name
 
@@ -207,7 +208,7 @@ class _Resolver:
             return f"already in layer {self.taken[key]}"
         if isinstance(function, model.KernelFunction):
             allowed = self.system.policy.kernel_functions
-            if not any(fnmatchcase(function.name, pattern) for pattern in allowed):
+            if not any(fnmatchcase(plain_name(function.name), pattern) for pattern in allowed):
                 return "this site does not allow it (policy.kernel_functions)"
         if not isinstance(function, str):
             why = self.refused.get(status.place_of(match.target, function))

@@ -45,6 +45,7 @@ class ProbeType(StrEnum):
     HEADER = "header"  # what a C header names: system calls, or functions of the kernel
     SET = "set"  # system calls of a named set
     KSYM = "ksym"  # symbols of the running kernel
+    TRACEPOINT = "tracepoint"  # tracepoints of the running kernel
     BINARY = "binary"  # functions of an ELF file
     USDT = "usdt"  # USDT points of an ELF file
     CUSTOM = "custom"  # what a BPF program of the user's emits
@@ -73,6 +74,7 @@ _TYPES: dict[ProbeKind, dict[ProbeType, _Keys]] = {
     ProbeKind.KPROBE: {
         ProbeType.HEADER: _Keys(("file",), ("regex", "arguments", *_FILTERS)),
         ProbeType.KSYM: _Keys(("regex",), ("arguments", *_FILTERS)),
+        ProbeType.TRACEPOINT: _Keys(("regex",), _FILTERS),
     },
     ProbeKind.USDT: {
         ProbeType.USDT: _Keys(

@@ -118,6 +118,57 @@ def select(
     return functions, sorted(skipped)
 
 
+_TRACEPOINT = "__traceiter_"  # of each tracepoint's own function (linux/tracepoint.h)
+_PAIRS = (("_enter", "_exit"), ("_start", "_end"), ("_start", "_done"), ("_begin", "_end"))
+_REQUEST = ("block_rq_issue", "block_rq_complete")
+
+
+@functools.cache
+def tracepoints() -> tuple[str, ...]:
+    """The running kernel's tracepoints as ``group:name``; a pair of them is one, of calls.
+
+    ``ext4:ext4_sync_file`` stands for ``ext4_sync_file_enter`` and ``..._exit``, ``block:block_rq``
+    for a request's way through the device. The group is for people: names are unique without.
+    """
+    events = {
+        name.removeprefix(_TRACEPOINT) for _, name in _symbols() if name.startswith(_TRACEPOINT)
+    }
+    calls = {"block_rq": _REQUEST} if set(_REQUEST) <= events else {}
+    for event in events:
+        for first, last in _PAIRS:
+            call = event.removesuffix(first)
+            if call != event and call + last in events:
+                calls.setdefault(call, (event, call + last))
+    single = events - {event for pair in calls.values() for event in pair}
+    groups = _groups()
+    named = [
+        (groups.get(first) or _likely_group(first), call) for call, (first, _) in calls.items()
+    ]
+    named += [(groups.get(event) or _likely_group(event), event) for event in single]
+    return tuple(sorted(f"{group}:{name}" for group, name in named))
+
+
+def _groups() -> dict[str, str]:
+    """event -> group, as far as we may read it."""
+    for place in TRACEFS:
+        try:
+            text = (place / "available_events").read_text()
+        except OSError:
+            continue
+        pairs = (line.partition(":") for line in text.splitlines())
+        return {event: group for group, _, event in pairs}
+    return {}
+
+
+def _likely_group(event: str) -> str:
+    return event.removeprefix("mm_").partition("_")[0]
+
+
+def plain_name(name: str) -> str:
+    """What a rule about names is compared with: of a tracepoint, its name without the group."""
+    return name.rpartition(":")[2]
+
+
 def _symbols() -> Iterator[tuple[str, str]]:
     """(type, name) of each symbol, in the order of addresses, modules last."""
     try:

@@ -51,6 +51,7 @@ def match_entry(config: CaptureConfig, index: int, machine: str) -> list[Match]:
     by_source: dict[ProbeType | None, Callable[[CaptureConfig, int, str], list[Match]]] = {
         ProbeType.SET: _set,
         ProbeType.KSYM: _ksym,
+        ProbeType.TRACEPOINT: _tracepoints,
         ProbeType.BINARY: _binaries,
         ProbeType.USDT: _usdt,
         ProbeType.CUSTOM: _custom,
@@ -125,6 +126,19 @@ def _ksym(config: CaptureConfig, index: int, machine: str) -> list[Match]:
     names = kernel.kernel_names()
     functions, skipped = kernel.select(names, compile_regex(probe.regex or ""))
     return [_kernel_match(probe, functions, skipped, known=names.functions, source="functions")]
+
+
+def _tracepoints(config: CaptureConfig, index: int, machine: str) -> list[Match]:
+    probe = config.probes[index]
+    pattern = compile_regex(probe.regex or "")
+    names = {name: kernel.plain_name(name) for name in kernel.tracepoints()}
+    functions: dict[Key, Function] = {
+        ("kernel", name): model.KernelFunction(name=name)
+        for name, plain in names.items()
+        if pattern.fullmatch(name) or pattern.fullmatch(plain)
+    }
+    source = "tracepoints of the kernel"
+    return [Match(probe.name, functions, [], names.values(), source, model.KernelLayer)]
 
 
 def _kernel_header(config: CaptureConfig, index: int, machine: str) -> list[Match]:

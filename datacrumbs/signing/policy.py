@@ -18,6 +18,7 @@ from datacrumbs.probes import btf
 from datacrumbs.probes.elf_functions import function_starts
 from datacrumbs.probes.elf_identity import NotElfError, elf_identity
 from datacrumbs.probes.file import CLOCK_SKEW_S
+from datacrumbs.probes.kernel import plain_name
 from datacrumbs.probes.model import (
     FORMAT,
     Argument,
@@ -167,7 +168,8 @@ def _check_names(layer: str, names: list[str], rule: str, allowed: tuple[str, ..
 
 
 def _check_kernel(layer: KernelLayer, policy: Policy) -> None:
-    names = [function.name for function in layer.functions]
+    # a tracepoint counts by its name: the group in front of it is the user's own words
+    names = [plain_name(function.name) for function in layer.functions]
     _check_names(layer.name, names, "policy.kernel_functions", policy.kernel_functions)
     for function in layer.functions:
         where = f"layer {layer.name!r}: {function.name}"

@@ -217,6 +217,25 @@ def test_kernel_functions_come_by_symbol_and_by_header(tmp_path: Path) -> None:
     ]
 
 
+def test_tracepoints_come_by_name_with_or_without_their_group(tmp_path: Path) -> None:
+    built = _built(
+        tmp_path,
+        "capture_probes:\n"
+        "  - {name: fs, probe: kprobe, type: tracepoint, regex: 'ext4_sync_file|jbd2:.*commit'}\n"
+        "  - {name: x, probe: kprobe, type: tracepoint, regex: 'sched_switch|block_rq'}\n",
+    )
+    fs, block = built.probes.layers
+    assert [f.name for f in fs.functions] == [  # type: ignore[union-attr]
+        "ext4:ext4_sync_file",
+        "jbd2:jbd2_end_commit",
+        "jbd2:jbd2_start_commit",
+    ]
+    assert [f.name for f in block.functions] == ["block:block_rq"]  # type: ignore[union-attr]
+    assert built.layers[1].skipped == [
+        ("sched:sched_switch", "this site does not allow it (policy.kernel_functions)")
+    ]
+
+
 def test_usdt_points_become_calls_by_pairs(tmp_path: Path) -> None:
     entry = "probe: usdt, binary_path: /usr/bin/python3, provider: python"
     pair = "pairs: {function__entry: function__return}"
@@ -388,7 +407,7 @@ def test_the_other_examples_find_what_they_promise(run: Run, tmp_path: Path, nam
     assert (code, err) == (0, "")
     names = {layer["name"]: layer["names"] for layer in json.loads(out)["layers"]}
     expected = {
-        "kernel.yaml": {"vfs": "vfs_read", "pagecache": "filemap_read", "block": "submit_bio"},
+        "kernel.yaml": {"vfs": "vfs_read", "block": "submit_bio", "device": "block:block_rq"},
         "hdf5-mpi.yaml": {"hdf5": "H5Dwrite", "mpi-io": "MPI_File_write_at_all"},
         "python-usdt.yaml": {"python": "function__entry"},
         "profile.yaml": {"libc": "fread", "syscall": "read"},

@@ -104,6 +104,30 @@ def test_this_kernel_has_the_functions_that_it_lists_once() -> None:
     assert not [name for name in names.functions if name.startswith("__pfx_") or ".cold" in name]
 
 
+def test_pairs_of_tracepoints_are_one(symbols: Path) -> None:
+    events = ("ext4_sync_file_enter", "ext4_sync_file_exit", "ext4_drop_inode", "block_rq_issue")
+    events += ("block_rq_complete", "jbd2_handle_start", "mm_filemap_fault", "lone_end")
+    lines = [f"0000000000000000 T __traceiter_{event}" for event in events]
+    (symbols / "kallsyms").write_text("\n".join(lines) + "\n")
+    assert kernel.tracepoints.__wrapped__() == (
+        "block:block_rq",
+        "ext4:ext4_drop_inode",
+        "ext4:ext4_sync_file",
+        "filemap:mm_filemap_fault",
+        "jbd2:jbd2_handle_start",
+        "lone:lone_end",
+    )
+    (symbols / "tracing/available_events").write_text("other:lone_end\nraw:jbd2_handle_start\n")
+    found = kernel.tracepoints.__wrapped__()
+    assert {"other:lone_end", "raw:jbd2_handle_start"} <= set(found)
+
+
+def test_this_kernels_tracepoints_are_those_it_lists() -> None:
+    found = set(kernel.tracepoints())
+    assert {"ext4:ext4_sync_file", "block:block_rq", "jbd2:jbd2_handle_start"} <= found
+    assert not {"ext4:ext4_sync_file_enter", "block:block_rq_issue"} & found
+
+
 HEADER = """\
 /* int in_a_comment(void); */
 // int in_a_line(void);

@@ -252,7 +252,9 @@ def test_what_the_rules_allow_passes() -> None:
     _check(_probes(include=["/scratch"], exclude=["/scratch/tmp"]))
 
 
-@pytest.mark.parametrize("name", ["vfs_write", "ext4_file_write_iter", "submit_bio", "ll_fsync"])
+@pytest.mark.parametrize(
+    "name", ["vfs_write", "ext4_file_write_iter", "submit_bio", "ll_fsync", "jbd2:jbd2_run_stats"]
+)
 def test_the_io_path_is_allowed_by_default(name: str) -> None:
     _check(_probes(_kernel(name)))
 
@@ -260,6 +262,7 @@ def test_the_io_path_is_allowed_by_default(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
+        "vfs_read:sched_switch",
         "schedule",
         "mutex_lock",
         "kfree",
