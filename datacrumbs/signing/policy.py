@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from datacrumbs.config import KernelArguments, Policy
-from datacrumbs.errors import BadInputError, UserError
-from datacrumbs.probes import btf
+from datacrumbs.errors import UserError
 from datacrumbs.probes.elf_functions import function_starts
 from datacrumbs.probes.elf_identity import NotElfError, elf_identity
 from datacrumbs.probes.file import CLOCK_SKEW_S
 from datacrumbs.probes.kernel import plain_name
+from datacrumbs.probes.kernel_arguments import not_a_number
 from datacrumbs.probes.model import (
     FORMAT,
     Argument,
@@ -176,23 +176,10 @@ def _check_kernel(layer: KernelLayer, policy: Policy) -> None:
         _check_arguments(where, function, policy)
         if function.arguments and policy.kernel_arguments is KernelArguments.NONE:
             raise _refusal("policy.kernel_arguments", f"{where}: no arguments are allowed")
-        if function.arguments and policy.kernel_arguments is KernelArguments.NUMBERS:
-            _check_numbers(where, function)
-
-
-def _check_numbers(where: str, function: KernelFunction) -> None:
-    """Refuse what would show kernel memory, or where things are in it."""
-    try:
-        parameters = {p.register: p for p in btf.kernel_types().parameters(function.name)}
-    except BadInputError as error:
-        raise _refusal("policy.kernel_arguments", f"{where}: {error.message}") from error
-    for argument in function.arguments:
-        known = parameters.get(argument.index)
-        plain = argument.type in (ArgumentType.INT, ArgumentType.UINT)
-        if known is None or known.pointer or not plain or argument.bytes > known.size:
+        if policy.kernel_arguments is KernelArguments.NUMBERS and (why := not_a_number(function)):
             raise _refusal(
                 "policy.kernel_arguments",
-                f"{where}: argument {argument.name!r} is not a number of at most its own size",
+                f"{where}: {why}",
                 hint="pointers of the kernel's are shown only where policy.kernel_arguments is all",
             )
 

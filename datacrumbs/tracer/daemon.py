@@ -13,14 +13,15 @@ import os
 import platform
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pwd import struct_passwd
 
-from datacrumbs.config import SystemConfig
+from datacrumbs.config import KernelArguments, SystemConfig
 from datacrumbs.errors import BadInputError, UserError
 from datacrumbs.notify import notify
 from datacrumbs.probes.file import load_verified
+from datacrumbs.probes.kernel_arguments import numbers_only
 from datacrumbs.run import host_name, lock_file, ready_file
 from datacrumbs.signing.keys import load_public_keys
 from datacrumbs.trace.rundir import create_run_directory
@@ -88,6 +89,7 @@ def _run(probe_path: Path, run_id: str, config: SystemConfig, cgroup: Path | Non
         entry = privileges.account(run.probes.uid, run.probes.user)
         log = Log(f"datacrumbs[{run_id}]")
         _open_log(log, config, entry, run_id)
+        run = _without_pointers(run, log)
         job_cgroup = _cgroup_id(cgroup) if cgroup else 0
         attached = attach(
             run.probes, config=config, run_id=run_id, job_cgroup=job_cgroup, log=log.say
@@ -184,6 +186,16 @@ def _open_log(log: Log, config: SystemConfig, entry: struct_passwd, run_id: str)
             log.fd = -1
         why = error.message if isinstance(error, UserError) else f"{path}: {error.strerror}"
         log.say(f"{why}; logging to standard error only")
+
+
+def _without_pointers(run: Run, log: Log) -> Run:
+    """What was signed on a host with another kernel may be a pointer here."""
+    if run.config.policy.kernel_arguments is KernelArguments.ALL:
+        return run
+    probes, lost = numbers_only(run.probes)
+    for layer, name, reason in lost[:20]:
+        log.say(f"arguments not captured: {layer}: {name}: {reason}")
+    return replace(run, probes=probes)
 
 
 def _remember_refusals(run: Run, attached: Attached, log: Log) -> None:

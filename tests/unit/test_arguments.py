@@ -7,6 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from datacrumbs.probes.build import Built, build
 from datacrumbs.probes.capture import parse_capture_config
 from datacrumbs.probes.dwarf import user_parameters
 from datacrumbs.probes.elf import read_functions
+from datacrumbs.probes.kernel_arguments import numbers_only
 from datacrumbs.probes.model import Argument, ArgumentType
 from datacrumbs.probes.parameters import Parameter
 
@@ -281,6 +283,34 @@ def test_without_types_a_rule_says_everything(library: Path, tmp_path: Path) -> 
 def test_kernel_arguments_come_from_btf() -> None:
     entry = "probe: kprobe, type: ksym, regex: vfs_read, arguments: [{name: count, as: asked}]"
     assert _of(entry) == [Argument(name="asked", index=2, type=UINT, bytes=8)]
+
+
+def test_a_daemon_drops_what_is_no_number_on_its_own_kernel() -> None:
+    count = Argument(name="count", index=2, type=UINT, bytes=8)
+    file = Argument(name="file", index=0, type=UINT, bytes=8)
+    layers = [
+        model.SyscallLayer(name="s", functions=["read"]),
+        model.KernelLayer(
+            name="k",
+            functions=[
+                model.KernelFunction(name="vfs_read", arguments=[count]),
+                model.KernelFunction(name="vfs_write", arguments=[count, file]),
+                model.KernelFunction(name="vfs_of_another_kernel", arguments=[count]),
+            ],
+        ),
+    ]
+    built = _build("probe: syscalls, type: set, set: io").probes
+    probes, lost = numbers_only(msgspec.structs.replace(built, layers=layers))
+    kernel = probes.layers[1]
+    assert isinstance(kernel, model.KernelLayer)
+    assert [(f.name, f.arguments) for f in kernel.functions] == [
+        ("vfs_read", [count]),
+        ("vfs_write", []),
+        ("vfs_of_another_kernel", []),
+    ]
+    assert [entry[:2] for entry in lost] == [("k", "vfs_write"), ("k", "vfs_of_another_kernel")]
+    assert "'file' is not a number" in lost[0][2] and "types (BTF) do not have it" in lost[1][2]
+    assert numbers_only(built) == (built, [])
 
 
 def test_usdt_arguments_come_from_the_note() -> None:

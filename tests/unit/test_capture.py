@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -11,13 +14,15 @@ from hypothesis import strategies as st
 from datacrumbs.errors import BadInputError
 from datacrumbs.probes.capture import (
     MAX_CONFIG_BYTES,
+    ArgumentRule,
+    CaptureProbe,
     ProbeKind,
     ProbeType,
     load_capture_config,
     nanoseconds,
     parse_capture_config,
 )
-from datacrumbs.probes.model import Mode, Select
+from datacrumbs.probes.model import ArgumentType, Mode, Select
 from datacrumbs.probes.software import Origin, OriginKind
 from datacrumbs.probes.syscalls import SyscallSet
 
@@ -138,6 +143,17 @@ def test_no_text_is_half_a_duration(text: str) -> None:
     else:
         digits = text.rstrip("numsp")
         assert digits.isascii() and digits.isdecimal() and value % int(digits) == 0
+
+
+@pytest.mark.parametrize("struct", [CaptureProbe, ArgumentRule])
+def test_the_guide_explains_every_key_and_value(struct: type[Any]) -> None:
+    guide = (EXAMPLES.parent / "docs/user-guide.md").read_text()
+    guide = guide[: guide.index("## 2.")]
+    info: Any = msgspec.inspect.type_info(struct)
+    words = {field.encode_name for field in info.fields}
+    words |= {kind.value for kinds in (ProbeKind, ProbeType, OriginKind) for kind in kinds}
+    words |= {kind.value for kinds in (SyscallSet, Mode, Select, ArgumentType) for kind in kinds}
+    assert [word for word in sorted(words) if not re.search(rf"`{word}[`: ]", guide)] == []
 
 
 def test_lifetime_is_thirty_days_unless_said() -> None:
