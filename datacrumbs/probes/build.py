@@ -18,7 +18,13 @@ from datacrumbs.config import SystemConfig
 from datacrumbs.errors import BadInputError, UserError
 from datacrumbs.probes import model, status
 from datacrumbs.probes.arguments import Parameters, wants, with_argument
-from datacrumbs.probes.capture import ArgumentRule, CaptureConfig, CaptureProbe, compile_regex
+from datacrumbs.probes.capture import (
+    MAX_PATH,
+    ArgumentRule,
+    CaptureConfig,
+    CaptureProbe,
+    compile_regex,
+)
 from datacrumbs.probes.kernel import plain_name
 from datacrumbs.probes.sources import Function, Key, Match, match_entry, name_of, names_of
 from datacrumbs.run import host_name
@@ -62,7 +68,8 @@ def build(config: CaptureConfig, system: SystemConfig) -> Built:
     notes: list[str] = []
     resolver = _Resolver(config, platform.machine(), system, _known_refusals(system, notes))
     made = [layer for index in range(len(config.probes)) for layer in resolver.resolve(index)]
-    include, exclude = (_real_paths(paths, notes) for paths in (config.include, config.exclude))
+    include = _real_paths(config.include, config.source, notes)
+    exclude = _real_paths(config.exclude, config.source, notes)
     now = int(time.time())
     probes = model.ProbeList(
         format=model.FORMAT,
@@ -92,16 +99,17 @@ def _known_refusals(system: SystemConfig, notes: list[str]) -> dict[status.Place
     except UserError as error:
         notes.append(f"what is known not to attach cannot be read: {error.message}")
         return {}
-    return {(e.target, e.name, e.offset): e.reason for e in entries}
+    return {status.place_of_entry(entry): entry.reason for entry in entries}
 
 
-def _real_paths(paths: list[str], notes: list[str]) -> list[str]:
+def _real_paths(paths: list[str], source: str, notes: list[str]) -> list[str]:
     """Paths as the kernel compares them, without links."""
-    real = []
-    for path in paths:
-        real.append(os.path.realpath(path))
-        if real[-1] != path:
-            notes.append(f"paths: {path} is a link: it stands for {real[-1]}")
+    real = [os.path.realpath(path) for path in paths]
+    for path, place in zip(paths, real, strict=True):
+        if place != path:
+            notes.append(f"paths: {path} is a link: it stands for {place}")
+        if len(place.encode()) > MAX_PATH:
+            raise BadInputError(f"{source}: paths: {place}: longer than {MAX_PATH} bytes")
     return real
 
 

@@ -303,9 +303,8 @@ class _Checker:
             )
         if (rule.index is None) == (rule.name is None):
             raise BadInputError(f"{where}: needs one of index and name")
-        if rule.type in (ArgumentType.INT, ArgumentType.UINT) and rule.bytes not in (
-            *(None, 1, 2, 4, 8),
-        ):
+        number = rule.type in (ArgumentType.INT, ArgumentType.UINT)
+        if number and rule.bytes not in (None, 1, 2, 4, 8):
             raise BadInputError(
                 f"{self.where(key + '.bytes')}: {rule.bytes}: not the size of a number",
                 hint="known: 1, 2, 4, 8",

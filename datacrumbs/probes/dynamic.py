@@ -38,7 +38,8 @@ class Dynamic:
 def read_dynamic(path: Path, machine: str) -> Dynamic:
     """Raises `NotForUsError` for another machine's file, `BadInputError` for none of ELF."""
     try:
-        with open(path, "rb") as file:
+        # O_NONBLOCK: opening a pipe must not wait for a writer
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if file.read(4) != b"\x7fELF":
                 raise BadInputError(f"{path}: not an ELF file")
             file.seek(0)

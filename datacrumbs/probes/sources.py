@@ -7,11 +7,11 @@ import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from datacrumbs.errors import BadInputError
-from datacrumbs.probes import elf, headers, kernel, model, mounts, syscalls, usdt
+from datacrumbs.probes import dynamic, elf, headers, kernel, model, mounts, syscalls, usdt
 from datacrumbs.probes.arguments import Parameters, kernel_parameters, usdt_parameters
 from datacrumbs.probes.capture import CaptureConfig, CaptureProbe, ProbeType, compile_regex
 from datacrumbs.probes.dwarf import user_parameters
@@ -83,10 +83,15 @@ def names_of(function: Function) -> list[str]:
     return [name_of(function)]
 
 
+@cache
+def _system_calls(machine: str) -> dict[str, int]:
+    return syscalls.available(machine)
+
+
 def _set(config: CaptureConfig, index: int, machine: str) -> list[Match]:
     probe = config.probes[index]
     assert probe.set is not None
-    members = syscalls.select(probe.set, syscalls.available(machine))
+    members = syscalls.select(probe.set, _system_calls(machine))
     pattern = compile_regex(probe.regex or ".*")
     names = [name for name in members if pattern.fullmatch(name)]
     return [_syscall_match(probe, names, [], members, f"system calls of set {probe.set.value}")]
@@ -104,7 +109,7 @@ def _syscall_header(config: CaptureConfig, index: int, machine: str) -> list[Mat
         for name, identifier in named.items()
         if pattern.fullmatch(name) or pattern.fullmatch(identifier)
     }
-    missing = wanted - syscalls.available(machine).keys()
+    missing = wanted - _system_calls(machine).keys()
     skipped = [(name, "not a system call of this kernel") for name in sorted(missing)]
     names = sorted(wanted - missing)
     return [_syscall_match(probe, names, skipped, named, f"system calls in {path}")]
@@ -220,7 +225,7 @@ def _usdt(config: CaptureConfig, index: int, machine: str) -> list[Match]:
 
 def _usdt_points(config: CaptureConfig, index: int, machine: str, path: Path) -> Match:
     probe = config.probes[index]
-    points, (build_id, digest) = _read_points(path)
+    points, (build_id, digest) = _read_points(path, machine)
     here = {point.name: point for point in points if point.provider == probe.provider}
     if not here:
         providers = sorted({point.provider for point in points})
@@ -266,7 +271,13 @@ def _check_pairs(pairs: dict[str, str], here: Collection[str], where: str) -> No
         raise BadInputError(f"{where}: two points end with the same one")
 
 
-def _read_points(path: Path) -> tuple[list[usdt.Point], tuple[str | None, str | None]]:
+def _read_points(
+    path: Path, machine: str
+) -> tuple[list[usdt.Point], tuple[str | None, str | None]]:
+    try:
+        dynamic.read_dynamic(path, machine)
+    except dynamic.NotForUsError as error:
+        raise BadInputError(f"{path}: {error.message}") from error
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -307,7 +318,7 @@ def _program_text(path: Path) -> str:
         raise BadInputError(f"{path}: longer than {limit} characters")
     if not text.strip():
         raise BadInputError(f"{path}: empty")
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.replace("\t", " ").isprintable():
             raise BadInputError(f"{path}:{number}: a character that cannot be printed")
     return text
@@ -343,7 +354,7 @@ def _of_files(
     if not matches and last is not None:
         raise BadInputError(f"{config.where(index, key)}: {last.message}", hint=last.hint)
     kept = [match for match in matches if match.functions] or matches[:1]
-    return _named(probe.name, kept, skipped)
+    return _named(probe.name, kept, skipped, {other.name for other in config.probes})
 
 
 def _choose(objects: Objects, regex: str, where: str, origin: str) -> list[SharedObject]:
@@ -362,11 +373,12 @@ def _choose(objects: Objects, regex: str, where: str, origin: str) -> list[Share
     return chosen
 
 
-def _named(name: str, matches: list[Match], skipped: list[tuple[str, str]]) -> list[Match]:
+def _named(
+    name: str, matches: list[Match], skipped: list[tuple[str, str]], taken: set[str]
+) -> list[Match]:
     """One layer keeps the entry's name; of several, each adds its file's."""
     if len(matches) == 1:
         return [replace(matches[0], skipped=[*matches[0].skipped, *skipped])]
-    taken: set[str] = set()
     named = []
     for match in matches:
         layer = _free(f"{name}.{_stem(match)}"[:32], taken)

@@ -73,19 +73,33 @@ class Entry:
 
 
 Place = tuple[str, str, int]
-"""(target, name, offset): a function as the database knows it."""
+"""(target, name, offset) of a function; with an offset, the name is "": it may have several."""
 
 
 def place_of(target: str, function: object) -> Place:
-    """How the database knows ``function`` of the file ``target``."""
+    """Where ``function`` of the file ``target`` is, to be compared with `place_of_entry`."""
+    name, offset = _name_and_offset(function)
+    return _place("" if isinstance(function, model.KernelFunction) else target, name, offset)
+
+
+def place_of_entry(entry: Entry) -> Place:
+    """Where the function is that the entry is about."""
+    return _place(entry.target, entry.name, entry.offset)
+
+
+def _place(target: str, name: str, offset: int) -> Place:
+    return target, name if offset == NO_OFFSET else "", offset
+
+
+def _name_and_offset(function: object) -> tuple[str, int]:
     match function:
         case model.UserFunction():
-            return target, function.name, function.offset
+            return function.name, function.offset
         case model.UsdtPoint():
-            return target, f"{function.provider}:{function.name}", NO_OFFSET
+            return f"{function.provider}:{function.name}", NO_OFFSET
         case model.KernelFunction():
-            return "", function.name, NO_OFFSET
-    return "", str(function), NO_OFFSET
+            return function.name, NO_OFFSET
+    return str(function), NO_OFFSET
 
 
 def refusals(probes: model.ProbeList, skipped: Iterable[tuple[str, str, str]]) -> list[Entry]:
@@ -96,7 +110,7 @@ def refusals(probes: model.ProbeList, skipped: Iterable[tuple[str, str, str]]) -
     reasons = {(layer, name): reason for layer, name, reason in skipped}
     now, kernel = int(time.time()), platform.release()
     return [
-        Entry(*place_of(target, function), reason, uid, kernel, now)
+        Entry(target, *_name_and_offset(function), reason, uid, kernel, now)
         for layer in probes.layers
         if isinstance(layer, model.KernelLayer | model.UserLayer | model.UsdtLayer)
         for target, uid in [_counts_for(layer, probes.uid)]

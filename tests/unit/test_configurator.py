@@ -279,6 +279,7 @@ def test_a_custom_program_is_in_the_probe_file(tmp_path: Path) -> None:
     for content, message in {
         b"": "empty",
         b"\xff": "not a text in UTF-8",
+        b"int x;\r\n": "bad.c:1: a character that cannot be printed",
         b"a\n\x1b[2J": "bad.c:2: a character that cannot be printed",
         b"a" * (SOURCE_MAX + 1): "longer than 262144 characters",
     }.items():

@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -246,9 +245,11 @@ def test_a_run_that_is_writing_does_not_stop_readers(state: Path) -> None:
         writer.close()
 
 
-def test_places_are_those_of_the_probe_file() -> None:
-    probes = msgspec.json.decode(msgspec.json.encode(_probes("/x")), type=model.ProbeList)
-    user, kernel, usdt, _ = probes.layers
-    assert status.place_of("ab", user.functions[1]) == ("ab", "bad", 32)
-    assert status.place_of("ab", kernel.functions[0]) == ("", "vfs_read", -1)
-    assert status.place_of("ab", usdt.functions[0]) == ("ab", "python:line", -1)
+def test_a_function_is_known_by_its_place_whatever_its_name() -> None:
+    (entry,) = refusals(_probes("/usr/bin/env"), [("user", "bad", "Invalid argument")])
+    other_name = model.UserFunction(name="alias", offset=32)
+    assert status.place_of("ab12", other_name) == status.place_of_entry(entry)
+    assert status.place_of("cd34", other_name) != status.place_of_entry(entry)
+    point = model.UsdtPoint(provider="python", name="line")
+    assert status.place_of("ab", point) == ("ab", "python:line", -1)
+    assert status.place_of("ab", model.KernelFunction(name="vfs_read")) == ("", "vfs_read", -1)
