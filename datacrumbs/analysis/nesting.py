@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from datacrumbs.analysis.functions import MAX_FUNCTIONS, Functions
 from datacrumbs.analysis.keys import Index, KeyIndex, Numbers
-from datacrumbs.analysis.order import Columns, in_order
+from datacrumbs.analysis.order import Columns, Piece, in_order
 from datacrumbs.analysis.processes import ProcessIndex
 from datacrumbs.trace.reader import HostTrace
 from datacrumbs.trace.schema import EventFlag
@@ -211,20 +211,25 @@ def nested(
     *,
     functions: Functions | None = None,
     processes: ProcessIndex | None = None,
+    pieces: list[Piece] | None = None,
 ) -> Iterator[Nested]:
     """All calls of ``host`` with their parents, by start, a batch at a time.
 
     ``columns`` are those of ``events`` wanted in `Nested.rows` beside `COLUMNS`. Memory: one
-    batch, the calls that are open, and what `in_order` keeps. The self time of any set of calls
-    is the sum of their ``dur`` less that of ``covered_ns`` of their children, exactly, whichever
-    batches those are in.
+    batch, the calls that are open, and what `in_order` keeps (see there for ``pieces``). The
+    self time of any set of calls is the sum of their ``dur`` less that of ``covered_ns`` of
+    their children, exactly, whichever batches those are in.
     """
     nester = Nester(
         functions or Functions(host.table("functions")),
         processes or ProcessIndex(host.table("processes")),
     )
-    names = tuple(dict.fromkeys((*COLUMNS, *columns)))
-    return nester.batches(in_order(host, names))
+    return nester.batches(in_order(host, column_names(columns), pieces))
+
+
+def column_names(columns: Sequence[str]) -> list[str]:
+    """What `nested` reads: `COLUMNS` and ``columns``."""
+    return list(dict.fromkeys((*COLUMNS, *columns)))
 
 
 class Nester:
