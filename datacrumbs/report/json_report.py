@@ -1,4 +1,4 @@
-"""The report as JSON: `datacrumbs.analysis.model.Summary`, field by field."""
+"""What an analysis found as JSON, field by field."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import TextIO
 
 import msgspec
 
-from datacrumbs.analysis.model import Summary
-
 _NOT_PLAIN = re.compile(r"[\x7f-\U0010ffff]")
 
 
-def write_json(summary: Summary, stream: TextIO) -> None:
-    """Write ``summary`` and a newline. ASCII only: a file name cannot reach the terminal raw."""
-    text = msgspec.json.format(msgspec.json.encode(summary), indent=1).decode()
+def write_json(found: msgspec.Struct, stream: TextIO, *, indent: int = 1) -> None:
+    """Write ``found`` and a newline, on one line with an ``indent`` of 0.
+
+    ASCII only: a file name cannot reach the terminal raw.
+    """
+    text = msgspec.json.format(msgspec.json.encode(found), indent=indent or -1).decode()
     stream.write(_NOT_PLAIN.sub(_escaped, text) + "\n")
 
 
