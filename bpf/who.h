@@ -40,8 +40,13 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	if (!is)
 		return 0;
 	struct dc_task *self = join(child, is);
-	if (self && child->pid == child->tgid)
+	if (self && child->pid == child->tgid) {
+		if (mine) { /* a thread's child goes on where the thread was */
+			self->stack_low = mine->stack_low;
+			self->stack_bytes = mine->stack_bytes;
+		}
 		emit_process(self, child, DC_FORK);
+	}
 	return 0;
 }
 
@@ -52,8 +57,9 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid)
 
 	if (!self)
 		return 0;
+	drop_left(self, ~0ULL, bpf_ktime_get_ns());
+	self->stack_bytes = 0;
 	number(self, task); /* a thread that execs becomes the leader */
-	self->depth = 0;
 	struct file *program = BPF_CORE_READ(task, mm, exe_file);
 	if (self->event.func && program) /* the path's memory went with the old program */
 		self->event.file = identify(self, program);

@@ -16,6 +16,7 @@ from datacrumbs.probes.elf_identity import Layout, NotElfError, Segment, read_at
 PT_LOAD = 1
 PT_GNU_EH_FRAME = 0x6474E550
 PF_X = 1
+STRING_TABLE = 3  # SHT_STRTAB
 SYMBOL_TABLES = (2, 11)  # SHT_SYMTAB, SHT_DYNSYM
 FUNCTION_TYPES = (2, 10)  # STT_FUNC, STT_GNU_IFUNC
 TABLE_BYTES_MAX = 256 << 20
@@ -39,7 +40,7 @@ def function_starts(fd: int) -> frozenset[int]:
 
 def _symbol_addresses(fd: int, layout: Layout) -> Iterator[int]:
     entry = struct.Struct(layout.order + ("IBBHQQ" if layout.is_64 else "IIIBBH"))
-    for offset, size in _symbol_tables(fd, layout):
+    for offset, size in _sections(fd, layout, SYMBOL_TABLES):
         for fields in entry.iter_unpack(_table(fd, offset, size - size % entry.size)):
             if layout.is_64:
                 _, info, _, section, address, _ = fields
@@ -49,14 +50,14 @@ def _symbol_addresses(fd: int, layout: Layout) -> Iterator[int]:
                 yield address
 
 
-def _symbol_tables(fd: int, layout: Layout) -> Iterator[tuple[int, int]]:
-    """(offset, size) of each symbol table; none in a file without section headers."""
+def _sections(fd: int, layout: Layout, kinds: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """(offset, size) of each section of these kinds; none in a file without section headers."""
     entry = struct.Struct(layout.order + ("IIQQQQIIQQ" if layout.is_64 else "IIIIIIIIII"))
     if layout.section_size != entry.size:
         return
     headers = _table(fd, layout.sections_offset, layout.section_count * entry.size)
     for _, kind, _, _, offset, size, *_ in entry.iter_unpack(headers):
-        if kind in SYMBOL_TABLES:
+        if kind in kinds:
             yield offset, size
 
 
@@ -87,3 +88,12 @@ def _table(fd: int, offset: int, size: int) -> bytes:
     if size > TABLE_BYTES_MAX:
         raise NotElfError(f"a table of {size} bytes, at most {TABLE_BYTES_MAX} are read")
     return read_at(fd, offset, size) if size else b""
+
+
+def has_name(fd: int, names: tuple[bytes, ...]) -> bool:
+    """Is one of ``names`` in a string table of the file? Raises `NotElfError`."""
+    for offset, size in _sections(fd, read_layout(fd), (STRING_TABLE,)):
+        table = b"\0" + _table(fd, offset, size)
+        if any(b"\0" + name + b"\0" in table for name in names):
+            return True
+    return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,9 @@ class UprobeOptions(ctypes.Structure):
         ("retprobe", ctypes.c_bool),
         ("func_name", ctypes.c_char_p),
     )
+
+
+UPROBE_MULTI, UPROBE_SESSION = 48, 57  # enum bpf_attach_type; libbpf 1.1 has no names for them
 
 
 class UprobeMulti(ctypes.Structure):
@@ -109,8 +113,15 @@ class Object:
         """Size of a map, before `load`."""
         self._c.bpf_map__set_max_entries(self.map(name), ctypes.c_uint32(entries))
 
+    def shared(self, name: str, kind: type[Any]) -> Any:
+        """A global variable's map as a ctypes ``kind``, as the programs change it; after `load`.
+
+        What libbpf gives as its value is a copy, but for skeletons.
+        """
+        return kind.from_buffer(mmap.mmap(self.map_fd(name), ctypes.sizeof(kind)))
+
     def memory(self, name: str, kind: type[Any]) -> Any:
-        """The contents of a global variable's map as a ctypes ``kind``."""
+        """The contents of a global variable's map as a ctypes ``kind``, to set before `load`."""
         size = ctypes.c_size_t()
         address = self._c.bpf_map__initial_value(self.map(name), ctypes.byref(size))
         if not address or size.value < ctypes.sizeof(kind):
@@ -137,6 +148,11 @@ class Object:
                 ctypes.c_void_p(program), ctypes.c_bool(program in wanted)
             )
             program = self._c.bpf_object__next_program(self._handle, ctypes.c_void_p(program))
+
+    def leave_out(self, *names: str) -> None:
+        """Do not load these programs."""
+        for name in names:
+            self._c.bpf_program__set_autoload(self.program(name), ctypes.c_bool(False))
 
     def load(self) -> None:
         """Load all programs into the kernel; raises `UserError` with what the kernel said."""
@@ -186,7 +202,10 @@ class Object:
         kind: int,
         flags: int,
     ) -> int:
-        """One uprobe.multi link for many functions; returns 0 or an errno (nothing attached)."""
+        """One link for many places; returns 0 or an errno (nothing attached).
+
+        ``kind`` is `UPROBE_MULTI` or `UPROBE_SESSION`, for which the program was loaded.
+        """
         count = len(offsets)
         path_bytes = ctypes.c_char_p(os.fsencode(path))
         offset_array = (ctypes.c_ulong * count)(*offsets)
@@ -207,6 +226,10 @@ class Object:
             return ctypes.get_errno()
         self._fds.append(fd)
         return 0
+
+    def attached(self) -> tuple[int, int]:
+        """A mark for `detach`: what is attached by now."""
+        return len(self._links), len(self._fds)
 
     def add_ring(self, outer: str, index: int, size_bytes: int) -> int:
         """Put a new ring buffer into the map of maps ``outer``; returns its descriptor."""
@@ -235,11 +258,12 @@ class Object:
             raise UserError(f"cannot iterate with {name}: {os.strerror(-fd)}")
         return int(fd)
 
-    def detach(self) -> None:
-        """Detach everything; what the maps and rings hold stays."""
-        for fd in self._fds:
+    def detach(self, since: tuple[int, int] = (0, 0)) -> None:
+        """Detach what was attached since a mark; what the maps and rings hold stays."""
+        links, fds = since
+        for fd in self._fds[fds:]:
             os.close(fd)
-        self._fds.clear()
-        for link in self._links:
+        del self._fds[fds:]
+        for link in self._links[links:]:
             self._c.bpf_link__destroy(link)
-        self._links.clear()
+        del self._links[links:]

@@ -110,7 +110,7 @@ class Recorder:
         self._strings = StringRing(attached.strings_fd, size)
         self._names = Names(max_files=run.config.limits.files)
         self._writer = TraceWriter(directory, segment_events=run.config.segment.events)
-        self._counters = attached.object.memory(".data.counters", layout.Counters * layout.MAX_CPUS)
+        self._counters = attached.object.shared(".data.counters", layout.Counters * layout.MAX_CPUS)
         self._disk_lost = 0
         self._unfinished = 0
         self._said = (time.monotonic(), 0)
