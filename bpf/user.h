@@ -18,8 +18,6 @@
  */
 #pragma once
 
-#define DC_TAIL (1ULL << 16) /* in the cookie of an exit: a jump, the result is not known yet */
-
 static __always_inline struct dc_frame *frame(struct dc_task *self, __u32 index)
 {
 	return &self->stack[index & (DC_DEPTH - 1)];
@@ -117,7 +115,8 @@ static __always_inline bool chained(struct pt_regs *ctx, struct task_struct *tas
 static __always_inline bool enter_function(struct pt_regs *ctx)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	__u16 func = bpf_get_attach_cookie(ctx);
+	__u64 cookie = bpf_get_attach_cookie(ctx);
+	__u16 func = cookie;
 
 	if (!of_user(task))
 		return false;
@@ -142,6 +141,10 @@ static __always_inline bool enter_function(struct pt_regs *ctx)
 	top->func = func;
 	top->flags = 0;
 	top->ts = bpf_ktime_get_ns();
+	if (cookie & DC_KEEP) {
+		top->flags = DC_HAS_ARGUMENTS;
+		keep_registers(self, task, ctx, func, top->ts);
+	}
 	return true;
 }
 

@@ -58,6 +58,7 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid)
 	if (!self)
 		return 0;
 	drop_left(self, ~0ULL, bpf_ktime_get_ns());
+	emit_unfinished_usdt(self, bpf_task_storage_get(&usdt_tasks, task, 0, 0));
 	self->stack_bytes = 0;
 	number(self, task); /* a thread that execs becomes the leader */
 	struct file *program = BPF_CORE_READ(task, mm, exe_file);
@@ -75,6 +76,7 @@ int BPF_PROG(on_exit, struct task_struct *task)
 	if (!self)
 		return 0;
 	emit_unfinished(self);
+	emit_unfinished_usdt(self, bpf_task_storage_get(&usdt_tasks, task, 0, 0));
 	if (!task->signal->live.counter)
 		emit_process(self, task, DC_EXIT);
 	return 0;
@@ -114,7 +116,9 @@ int unfinished(struct bpf_iter__task *ctx)
 	if (!task)
 		return 0;
 	struct dc_task *self = bpf_task_storage_get(&tasks, task, 0, 0);
-	if (self)
+	if (self) {
 		emit_unfinished(self);
+		emit_unfinished_usdt(self, bpf_task_storage_get(&usdt_tasks, task, 0, 0));
+	}
 	return 0;
 }

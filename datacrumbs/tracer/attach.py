@@ -10,7 +10,7 @@ from pathlib import Path
 from datacrumbs.config import SystemConfig
 from datacrumbs.errors import UserError
 from datacrumbs.probes.model import ProbeList, SyscallLayer, UserLayer
-from datacrumbs.tracer import layout
+from datacrumbs.tracer import arguments, layout
 from datacrumbs.tracer.libbpf import OBJECT_PATH, Object
 from datacrumbs.tracer.plan import Plan
 from datacrumbs.tracer.system_calls import attach_syscalls, plan_syscalls
@@ -87,7 +87,9 @@ def attach(
     bpf.set_entries("strings", power_of_two(config.ring.strings_bytes))
     mechanism = choose() if users else None
     prepare(bpf, mechanism)
+    arguments.reserve(bpf, plan.arguments)
     bpf.load()
+    arguments.tell(bpf, plan.arguments)
     ring_fds = [bpf.add_ring("rings", i, ring_bytes) for i in range(rings)]
     for name in ("on_fork", "on_exec", "on_exit", *(("on_cgroup",) if job_cgroup else ())):
         bpf.attach(name)

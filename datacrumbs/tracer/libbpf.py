@@ -239,13 +239,17 @@ class Object:
                 f"cannot make a ring of {size_bytes} bytes: {os.strerror(-fd)}",
                 hint="lower ring.total_bytes in system.yaml",
             )
-        key, value = ctypes.c_uint32(index), ctypes.c_uint32(fd)
+        self.put(outer, index, ctypes.c_uint32(fd))
+        return int(fd)
+
+    def put(self, name: str, key: int, value: ctypes.Structure | ctypes.c_uint32) -> None:
+        """Set the element ``key``, a 32-bit number, of a map."""
+        number = ctypes.c_uint32(key)
         code = self._c.bpf_map_update_elem(
-            self.map_fd(outer), ctypes.byref(key), ctypes.byref(value), ctypes.c_uint64(0)
+            self.map_fd(name), ctypes.byref(number), ctypes.byref(value), ctypes.c_uint64(0)
         )
         if code:
-            raise UserError(f"cannot use ring {index}: {os.strerror(-code)}")
-        return int(fd)
+            raise UserError(f"cannot set {key} of map {name}: {os.strerror(-code)}")
 
     def iterator(self, name: str) -> int:
         """A descriptor whose reading runs the iterator program ``name`` over all tasks."""

@@ -21,12 +21,12 @@ from datacrumbs.errors import UserError
 from datacrumbs.probes.elf_identity import NotElfError, elf_identity
 from datacrumbs.probes.model import UserFunction, UserLayer
 from datacrumbs.trace.schema import Op
+from datacrumbs.tracer import layout
 from datacrumbs.tracer.libbpf import OBJECT_PATH, UPROBE_MULTI, UPROBE_SESSION, Object
 from datacrumbs.tracer.placement import Code, Exit
 from datacrumbs.tracer.plan import Plan
 
 RETURN_FLAG = 1  # BPF_F_UPROBE_MULTI_RETURN
-TAIL = 1 << 16  # DC_TAIL in bpf/user.h
 CLIENT_FUNCTION = "datacrumbs_start"
 
 Numbered = tuple[int, UserFunction]
@@ -42,12 +42,21 @@ class Mechanism(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One function and where its probes go; with ``exits``, there instead of at the return."""
+    """One function and where its probes go; with ``exits``, there instead of at the return.
+
+    ``keep``: its arguments are kept.
+    """
 
     func: int
     name: str
     place: int
     exits: tuple[Exit, ...] | None = None
+    keep: bool = False
+
+    @property
+    def entry(self) -> tuple[int, int]:
+        """Place and cookie of the entry probe."""
+        return self.place, self.func | self.keep * layout.KEEP
 
 
 def choose() -> Mechanism:
@@ -89,7 +98,12 @@ def prepare(bpf: Object, mechanism: Mechanism | None) -> None:
 def plan_user(layer: UserLayer, plan: Plan) -> list[Numbered]:
     """Number the layer's functions."""
     return [
-        (plan.add(layer, function.name, "user", Op.OTHER, layer.binary), function)
+        (
+            plan.add(
+                layer, function.name, "user", Op.OTHER, layer.binary, arguments=function.arguments
+            ),
+            function,
+        )
         for function in layer.functions
     ]
 
@@ -152,7 +166,8 @@ def _place(code: Code, functions: list[Numbered]) -> tuple[list[Probe], list[tup
             failed.append((function.name, "exceptions may pass it, and its exits are not certain"))
         else:
             found = None if exits is None else tuple(exits)
-            probes.append(Probe(func, function.name, places[start], found))
+            keep = bool(function.arguments)
+            probes.append(Probe(func, function.name, places[start], found, keep=keep))
     return probes, failed
 
 
@@ -204,7 +219,7 @@ class Attacher:
         yield from self._batch(probes[half:], attach)
 
     def _returning(self, probes: list[Probe]) -> str:
-        places = [(probe.place, probe.func) for probe in probes]
+        places = [probe.entry for probe in probes]
         match self.mechanism:
             case Mechanism.SESSION:
                 return self._link("user_session", places, kind=UPROBE_SESSION)
@@ -220,9 +235,9 @@ class Attacher:
         )
 
     def _leaving(self, probes: list[Probe]) -> str:
-        places = [(probe.place, probe.func) for probe in probes]
+        places = [probe.entry for probe in probes]
         exits = [
-            (leave.offset, probe.func | leave.tail * TAIL)
+            (leave.offset, probe.func | leave.tail * layout.TAIL)
             for probe in probes
             for leave in probe.exits or ()
         ]

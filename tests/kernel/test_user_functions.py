@@ -7,6 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 from kernel.tracing import LIBRARY, RUN_ID, UNFINISHED, Trace, TracedRun
 
@@ -503,3 +504,69 @@ def test_every_mechanism_gives_the_same(traced_run: TracedRun, mechanism: Mechan
     assert sorted(events)[-1] == 82
     counters = bpf.shared(".data.counters", layout.Counters * layout.MAX_CPUS)
     assert sum(c.lost for c in counters) == sum(max(i + 60 - 64, 0) for i in range(23))
+
+
+ARGUMENTS = """
+#include <stdio.h>
+__attribute__((noinline))
+int takes(char a, unsigned short b, long c, const char *s, void *p, unsigned long u) {
+    asm volatile("" : : "r"(s), "r"(p) : "memory");
+    return a + b;
+}
+__attribute__((noinline)) int plain(int n) { asm volatile(""); return n; }
+int main(void) {
+    char text[1000], data[4] = {0, 1, 'x', -1};
+    puts("what is read is in memory by now");
+    for (int i = 0; i < 999; i++) text[i] = 'a' + i % 26;
+    text[999] = 0;
+    for (int i = 0; i < 23; i++) {
+        takes(-1 - i, 65535, -5000000000 - i, "h\\303\\251llo", data, -1ul);
+        plain(i);
+    }
+    takes(1, 2, 3, text, data, 4);
+    takes(1, 2, 3, (char *)16, (void *)16, 5);
+    takes(1, 2, 3, "", 0, 6);
+}
+"""
+
+
+def test_arguments(traced_run: TracedRun) -> None:
+    program = traced_run.compile(ARGUMENTS)
+    layer = user_layer(program, "takes|plain")
+    wanted = [
+        model.Argument(name="a", index=0, bytes=1),
+        model.Argument(name="b", index=1, type=model.ArgumentType.UINT, bytes=2),
+        model.Argument(name="c", index=2),
+        model.Argument(name="s", index=3, type=model.ArgumentType.STRING, bytes=9),
+        model.Argument(name="p", index=4, type=model.ArgumentType.BYTES, bytes=4),
+        model.Argument(name="u", index=5, type=model.ArgumentType.UINT),
+    ]
+    functions = [
+        msgspec.structs.replace(f, arguments=wanted if f.name == "takes" else [])
+        for f in layer.functions
+    ]
+    with traced_run.daemon(msgspec.structs.replace(layer, functions=functions)):
+        traced_run.run(program)
+    trace = traced_run.trace()
+    rows = trace.sql(
+        "SELECT e.ts, e.flags, list((a.name, a.value, a.text) ORDER BY a.name) FROM events e "
+        "JOIN functions n USING (func) JOIN arguments a ON (a.ts, a.tid, a.func) = "
+        "(e.ts, e.tid, e.func) WHERE n.name = 'takes' GROUP BY ALL ORDER BY e.ts"
+    )
+    calls = [{name: (value, text) for name, value, text in row[2]} for row in rows]
+    assert {row[1] for row in rows} == {8}
+    assert len(calls) == 26
+    for i in range(23):
+        assert calls[i] == {
+            "a": (-1 - i, None),
+            "b": (65535, None),
+            "c": (-5000000000 - i, None),
+            "s": (None, "h\u00e9llo"),
+            "p": (None, "\0\1x\\xff"),
+            "u": (-1, None),  # 2**64 - 1 does not fit the column
+        }
+    assert calls[23]["s"] == (None, "abcdefgh")
+    assert calls[24]["s"] == calls[24]["p"] == (None, None)
+    assert (calls[25]["s"], calls[25]["p"]) == ((None, ""), (None, None))
+    assert calls[24]["u"] == (5, None)
+    assert trace.sql("SELECT count(*) FROM events WHERE flags = 0") == [(23,)]
