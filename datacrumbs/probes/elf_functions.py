@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from datacrumbs.probes.elf_identity import Layout, NotElfError, Segment, read_at, read_layout
 
@@ -20,6 +21,18 @@ STRING_TABLE = 3  # SHT_STRTAB
 SYMBOL_TABLES = (2, 11)  # SHT_SYMTAB, SHT_DYNSYM
 FUNCTION_TYPES = (2, 10)  # STT_FUNC, STT_GNU_IFUNC
 TABLE_BYTES_MAX = 256 << 20
+
+
+class Section(NamedTuple):
+    """One section header, sizes and offsets in bytes; ``name`` is an offset into a table."""
+
+    name: int
+    kind: int
+    flags: int
+    address: int
+    offset: int
+    size: int
+    link: int
 
 
 def function_starts(fd: int) -> frozenset[int]:
@@ -40,8 +53,11 @@ def function_starts(fd: int) -> frozenset[int]:
 
 def _symbol_addresses(fd: int, layout: Layout) -> Iterator[int]:
     entry = struct.Struct(layout.order + ("IBBHQQ" if layout.is_64 else "IIIBBH"))
-    for offset, size in _sections(fd, layout, SYMBOL_TABLES):
-        for fields in entry.iter_unpack(_table(fd, offset, size - size % entry.size)):
+    for table in sections(fd, layout):
+        if table.kind not in SYMBOL_TABLES:
+            continue
+        symbols = _table(fd, table.offset, table.size - table.size % entry.size)
+        for fields in entry.iter_unpack(symbols):
             if layout.is_64:
                 _, info, _, section, address, _ = fields
             else:
@@ -50,15 +66,13 @@ def _symbol_addresses(fd: int, layout: Layout) -> Iterator[int]:
                 yield address
 
 
-def _sections(fd: int, layout: Layout, kinds: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    """(offset, size) of each section of these kinds; none in a file without section headers."""
+def sections(fd: int, layout: Layout) -> list[Section]:
+    """The section headers; none in a file without them."""
     entry = struct.Struct(layout.order + ("IIQQQQIIQQ" if layout.is_64 else "IIIIIIIIII"))
     if layout.section_size != entry.size:
-        return
+        return []
     headers = _table(fd, layout.sections_offset, layout.section_count * entry.size)
-    for _, kind, _, _, offset, size, *_ in entry.iter_unpack(headers):
-        if kind in kinds:
-            yield offset, size
+    return [Section(*fields[:7]) for fields in entry.iter_unpack(headers)]
 
 
 def _unwind_addresses(fd: int, layout: Layout) -> Iterator[int]:
@@ -92,8 +106,9 @@ def _table(fd: int, offset: int, size: int) -> bytes:
 
 def has_name(fd: int, names: tuple[bytes, ...]) -> bool:
     """Is one of ``names`` in a string table of the file? Raises `NotElfError`."""
-    for offset, size in _sections(fd, read_layout(fd), (STRING_TABLE,)):
-        table = b"\0" + _table(fd, offset, size)
-        if any(b"\0" + name + b"\0" in table for name in names):
-            return True
+    for table in sections(fd, read_layout(fd)):
+        if table.kind == STRING_TABLE:
+            strings = b"\0" + _table(fd, table.offset, table.size)
+            if any(b"\0" + name + b"\0" in strings for name in names):
+                return True
     return False

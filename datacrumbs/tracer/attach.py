@@ -9,8 +9,8 @@ from pathlib import Path
 
 from datacrumbs.config import SystemConfig
 from datacrumbs.errors import UserError
-from datacrumbs.probes.model import ProbeList, SyscallLayer, UserLayer
-from datacrumbs.tracer import arguments, layout
+from datacrumbs.probes.model import ProbeList, SyscallLayer, UsdtLayer, UserLayer
+from datacrumbs.tracer import arguments, layout, usdt
 from datacrumbs.tracer.libbpf import OBJECT_PATH, Object
 from datacrumbs.tracer.plan import Plan
 from datacrumbs.tracer.system_calls import attach_syscalls, plan_syscalls
@@ -75,18 +75,23 @@ def attach(
     constants.cpus_per_ring = config.ring.cpus_per_ring
     plan = Plan(probes, constants)
     users: list[tuple[UserLayer, list[Numbered]]] = []
+    points: list[usdt.Opened] = []
     for layer in probes.layers:
         if isinstance(layer, SyscallLayer):
             plan_syscalls(layer, plan)
         elif isinstance(layer, UserLayer):
             users.append((layer, plan_user(layer, plan)))
+        elif isinstance(layer, UsdtLayer):
+            opened = usdt.open_usdt(layer, plan)
+            points += [opened] if opened else []
         else:
             plan.skipped.append((layer.name, "all", "this version cannot attach such a layer"))
     rings, ring_bytes = ring_sizes(config, possible_cpus())
     bpf.set_entries("rings", rings)
     bpf.set_entries("strings", power_of_two(config.ring.strings_bytes))
-    mechanism = choose() if users else None
-    prepare(bpf, mechanism)
+    mechanism = choose() if users or points else Mechanism.SINGLE
+    prepare(bpf, mechanism if users else None)
+    usdt.prepare(bpf, points, mechanism)
     arguments.reserve(bpf, plan.arguments)
     bpf.load()
     arguments.tell(bpf, plan.arguments)
@@ -94,7 +99,8 @@ def attach(
     for name in ("on_fork", "on_exec", "on_exit", *(("on_cgroup",) if job_cgroup else ())):
         bpf.attach(name)
     for layer, functions in users:
-        attach_user(bpf, layer, functions, plan, mechanism or Mechanism.SINGLE)
+        attach_user(bpf, layer, functions, plan, mechanism)
+    usdt.attach_usdt(bpf, points, plan, mechanism)
     if not any(count for *_, count in plan.mechanisms):
         raise UserError("no probe of the probe file can be attached on this host")
     attach_syscalls(bpf, plan)

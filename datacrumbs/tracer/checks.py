@@ -20,7 +20,7 @@ from pathlib import Path
 from datacrumbs.config import SystemConfig, config_paths, load_system_config
 from datacrumbs.errors import UserError
 from datacrumbs.run import host_name
-from datacrumbs.tracer import attach, layout
+from datacrumbs.tracer import attach, layout, usdt
 from datacrumbs.tracer.libbpf import OBJECT_PATH, Object
 from datacrumbs.tracer.user_functions import (
     CLIENT_FUNCTION,
@@ -267,6 +267,7 @@ def _load(bpf: Object, config: SystemConfig) -> Mechanism:
     bpf.set_entries("strings", attach.power_of_two(config.ring.strings_bytes))
     mechanism = choose()
     prepare(bpf, mechanism)
+    usdt.prepare(bpf, [], mechanism)
     bpf.load()
     return mechanism
 

@@ -176,10 +176,17 @@ class Object:
         self._links.append(ctypes.c_void_p(link))
 
     def attach_uprobe(
-        self, name: str, path: Path, offset: int, *, cookie: int = 0, retprobe: bool = False
+        self,
+        name: str,
+        path: Path,
+        offset: int,
+        *,
+        cookie: int = 0,
+        retprobe: bool = False,
+        semaphore: int = 0,
     ) -> str:
         """A perf uprobe for all processes; returns the error, empty when it is attached."""
-        options = UprobeOptions(ctypes.sizeof(UprobeOptions), 0, cookie, retprobe, None)
+        options = UprobeOptions(ctypes.sizeof(UprobeOptions), semaphore, cookie, retprobe, None)
         link = self._c.bpf_program__attach_uprobe_opts(
             self.program(name),
             -1,
@@ -200,7 +207,8 @@ class Object:
         cookies: list[int],
         *,
         kind: int,
-        flags: int,
+        flags: int = 0,
+        semaphores: list[int] | None = None,
     ) -> int:
         """One link for many places; returns 0 or an errno (nothing attached).
 
@@ -209,12 +217,14 @@ class Object:
         count = len(offsets)
         path_bytes = ctypes.c_char_p(os.fsencode(path))
         offset_array = (ctypes.c_ulong * count)(*offsets)
+        semaphore_array = (ctypes.c_ulong * count)(*semaphores or [])
         cookie_array = (ctypes.c_uint64 * count)(*cookies)
         attr = UprobeMulti(
             prog_fd=self._c.bpf_program__fd(self.program(name)),
             attach_type=kind,
             path=ctypes.cast(path_bytes, ctypes.c_void_p).value or 0,
             offsets=ctypes.addressof(offset_array),
+            ref_ctr_offsets=ctypes.addressof(semaphore_array) if semaphores else 0,
             cookies=ctypes.addressof(cookie_array),
             cnt=count,
             flags=flags,

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from datacrumbs.errors import UserError
 from datacrumbs.probes.elf_identity import NotElfError, elf_identity
-from datacrumbs.probes.model import UserFunction, UserLayer
+from datacrumbs.probes.model import UsdtLayer, UserFunction, UserLayer
 from datacrumbs.trace.schema import Op
 from datacrumbs.tracer import layout
 from datacrumbs.tracer.libbpf import OBJECT_PATH, UPROBE_MULTI, UPROBE_SESSION, Object
@@ -73,7 +73,7 @@ def _takes(program: str, kind: int) -> bool:
     trial.set_entries("strings", 1 << 16)
     try:
         trial.load()
-        error = trial.attach_uprobes(program, Path("/proc/self/exe"), [0], [0], kind=kind, flags=0)
+        error = trial.attach_uprobes(program, Path("/proc/self/exe"), [0], [0], kind=kind)
     except UserError:
         return False
     finally:
@@ -135,12 +135,15 @@ def attach_user(
             name,
             sum((p.exits is None) == returns and p not in failed for p in probes),
         )
-        for returns, name in ((True, mechanism.value), (False, f"{_plain(mechanism)}, exits"))
+        for returns, name in (
+            (True, mechanism.value),
+            (False, f"{without_returns(mechanism)}, exits"),
+        )
     ]
     plan.mechanisms += [row for row in rows if row[3]] or rows[:1]
 
 
-def _plain(mechanism: Mechanism) -> Mechanism:
+def without_returns(mechanism: Mechanism) -> Mechanism:
     """What probes without a return are attached by."""
     return Mechanism.MULTI if mechanism is Mechanism.SESSION else mechanism
 
@@ -171,7 +174,7 @@ def _place(code: Code, functions: list[Numbered]) -> tuple[list[Probe], list[tup
     return probes, failed
 
 
-def open_pinned(layer: UserLayer) -> int:
+def open_pinned(layer: UserLayer | UsdtLayer) -> int:
     """A descriptor of the layer's binary, if it is still the one that was signed."""
     try:
         fd = os.open(layer.binary, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -187,6 +190,31 @@ def open_pinned(layer: UserLayer) -> int:
     return fd
 
 
+T = TypeVar("T")
+
+
+def attach_halving(
+    bpf: Object, probes: list[T], attach: Callable[[list[T]], str]
+) -> Iterator[tuple[T, str]]:
+    """Attach with ``attach``, which gives an error or "".
+
+    A batch that fails is halved until those at fault are alone; gives these, and why.
+    """
+    if not probes:
+        return
+    before = bpf.attached()
+    error = attach(probes)
+    if not error:
+        return
+    bpf.detach(before)
+    if len(probes) == 1:
+        yield probes[0], error
+        return
+    half = len(probes) // 2
+    yield from attach_halving(bpf, probes[:half], attach)
+    yield from attach_halving(bpf, probes[half:], attach)
+
+
 @dataclass(frozen=True, slots=True)
 class Attacher:
     """Attaches probes of one file."""
@@ -197,26 +225,10 @@ class Attacher:
 
     def attach(self, probes: list[Probe]) -> Iterator[tuple[Probe, str]]:
         """Attach; gives the functions that cannot be probed, and why."""
-        yield from self._batch([p for p in probes if p.exits is None], self._returning)
-        yield from self._batch([p for p in probes if p.exits is not None], self._leaving)
-
-    def _batch(
-        self, probes: list[Probe], attach: Callable[[list[Probe]], str]
-    ) -> Iterator[tuple[Probe, str]]:
-        """A batch that fails is halved until the functions at fault are alone."""
-        if not probes:
-            return
-        before = self.bpf.attached()
-        error = attach(probes)
-        if not error:
-            return
-        self.bpf.detach(before)
-        if len(probes) == 1:
-            yield probes[0], error
-            return
-        half = len(probes) // 2
-        yield from self._batch(probes[:half], attach)
-        yield from self._batch(probes[half:], attach)
+        returning = [p for p in probes if p.exits is None]
+        yield from attach_halving(self.bpf, returning, self._returning)
+        leaving = [p for p in probes if p.exits is not None]
+        yield from attach_halving(self.bpf, leaving, self._leaving)
 
     def _returning(self, probes: list[Probe]) -> str:
         places = [probe.entry for probe in probes]

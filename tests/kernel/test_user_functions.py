@@ -12,7 +12,7 @@ import pytest
 from kernel.tracing import LIBRARY, RUN_ID, UNFINISHED, Trace, TracedRun
 
 from datacrumbs.probes import elf, model
-from datacrumbs.tracer import layout
+from datacrumbs.tracer import layout, usdt
 from datacrumbs.tracer.libbpf import OBJECT_PATH, Object
 from datacrumbs.tracer.rings import EventRing
 from datacrumbs.tracer.user_functions import Attacher, Mechanism, Probe, attach_client, prepare
@@ -487,6 +487,7 @@ def test_every_mechanism_gives_the_same(traced_run: TracedRun, mechanism: Mechan
     config.ns_inum = Path("/proc/self/ns/pid").stat().st_ino
     bpf.set_entries("rings", 1)
     prepare(bpf, mechanism)
+    usdt.prepare(bpf, [], mechanism)
     bpf.load()
     ring = EventRing(bpf.add_ring("rings", 0, 1 << 20), 1 << 20)
     try:
