@@ -53,9 +53,13 @@ def function_starts(fd: int) -> frozenset[int]:
 
 def _symbol_addresses(fd: int, layout: Layout) -> Iterator[int]:
     entry = struct.Struct(layout.order + ("IBBHQQ" if layout.is_64 else "IIIBBH"))
+    left = TABLE_BYTES_MAX
     for table in sections(fd, layout):
         if table.kind not in SYMBOL_TABLES:
             continue
+        left -= table.size  # many headers may name one table: what counts is what is read
+        if left < 0:
+            raise NotElfError(f"symbol tables of more than {TABLE_BYTES_MAX} bytes")
         symbols = _table(fd, table.offset, table.size - table.size % entry.size)
         for fields in entry.iter_unpack(symbols):
             if layout.is_64:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from datacrumbs.errors import UserError
 from datacrumbs.probes.elf_identity import NotElfError, elf_identity
 from datacrumbs.probes.model import UsdtLayer, UserFunction, UserLayer
+from datacrumbs.regular_file import open_regular
 from datacrumbs.trace.schema import Op
 from datacrumbs.tracer import layout
 from datacrumbs.tracer.libbpf import OBJECT_PATH, UPROBE_MULTI, UPROBE_SESSION, Object
@@ -177,7 +178,7 @@ def _place(code: Code, functions: list[Numbered]) -> tuple[list[Probe], list[tup
 def open_pinned(layer: UserLayer | UsdtLayer) -> int:
     """A descriptor of the layer's binary, if it is still the one that was signed."""
     try:
-        fd = os.open(layer.binary, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = open_regular(layer.binary)
     except OSError as error:
         raise UserError(f"{layer.binary}: {error.strerror}") from error
     try:
