@@ -14,8 +14,8 @@ PATIENCE_S = 2.0
 def progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
     """Gives a function to call with how much more of ``total`` is done.
 
-    Shows nothing when ``quiet``, on a standard error that is no terminal, and in the first `PATIENCE_S`; what
-    it showed is gone at the end.
+    Shows nothing when ``quiet``, on a standard error that is no terminal, and in the first
+    `PATIENCE_S`; what it showed is gone at the end.
     """
     if quiet or not sys.stderr.isatty():
         yield lambda _: None
