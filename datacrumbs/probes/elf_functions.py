@@ -15,13 +15,13 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from datacrumbs.probes.elf_identity import Layout, NotElfError, Segment, read_at, read_layout
-from datacrumbs.probes.unwind import unwind_starts
+from datacrumbs.probes.elf_identity import Layout, NotElfError, read_at, read_layout
+from datacrumbs.probes.unwind import unwind_entries
 
 PT_LOAD = 1
 PF_X = 1
 SYMBOL_TABLES = (2, 11)  # SHT_SYMTAB, SHT_DYNSYM
-STRING_TABLES = (3,)
+STRING_TABLE = 3  # SHT_STRTAB
 FUNCTION_TYPES = (2, 10)  # STT_FUNC, STT_GNU_IFUNC
 TABLE_BYTES_MAX = 256 << 20
 
@@ -81,62 +81,31 @@ def function_starts(fd: int) -> frozenset[int]:
 
     ``fd`` is a regular file, open for reading. Raises `NotElfError`.
     """
-    return frozenset(function_sizes(fd))
+    return frozenset(start for start, probed in function_map(fd).items() if probed)
 
 
-def function_sizes(fd: int) -> dict[int, int]:
-    """`function_starts`, and how many bytes each function has at most.
+def function_map(fd: int) -> dict[int, bool]:
+    """The file offsets at which code of a function begins, and whether it may be probed there.
 
-    That is what its symbol says, and no more than up to the next start or the segment's end.
-    Raises `NotElfError`.
+    What may not be is still where the function before it ends. Raises `NotElfError`.
     """
     layout = read_layout(fd)
-    code = code_segments(layout)
-    sizes: dict[int, int] = {}
-    unsafe: set[int] = set()
-    for address in unwind_starts(fd, layout):
-        for start in _offsets(address, code):
-            sizes[start] = 0
-    for address, size, name in _function_symbols(fd, layout):
-        for start in _offsets(address, code):
-            sizes[start] = max(size, sizes.get(start, 0))
-            # without the version of a symbol (setjmp@GLIBC_2.2.5)
-            if _ANY_UNSAFE.fullmatch(name.partition(b"@")[0]):
-                unsafe.add(start)
-    return {start: size for start, size in _bounded(sizes, code).items() if start not in unsafe}
-
-
-def code_segments(layout: Layout) -> list[Segment]:
-    """The segments that are executed."""
-    return [s for s in layout.segments if s.kind == PT_LOAD and s.flags & PF_X]
-
-
-def _offsets(address: int, code: list[Segment]) -> Iterator[int]:
-    for segment in code:
-        if 0 <= address - segment.address < segment.file_size:
-            yield address - segment.address + segment.offset
-
-
-def _bounded(sizes: dict[int, int], code: list[Segment]) -> dict[int, int]:
-    starts = sorted(sizes)
-    bounded = {}
-    for start, following in zip(starts, [*starts[1:], 1 << 63], strict=False):
-        end = min(
-            s.offset + s.file_size for s in code if s.offset <= start < s.offset + s.file_size
-        )
-        room = min(end, following) - start
-        bounded[start] = min(sizes[start] or room, room)
-    return bounded
-
-
-def has_string(fd: int, words: tuple[bytes, ...]) -> bool:
-    """Is one of ``words`` a name in a string table of the file? Raises `NotElfError`."""
-    for section in sections(fd, read_layout(fd)):
-        if section.kind in STRING_TABLES:
-            table = b"\0" + _table(fd, section.offset, section.size)
-            if any(b"\0" + word + b"\0" in table for word in words):
-                return True
-    return False
+    code = [s for s in layout.segments if s.kind == PT_LOAD and s.flags & PF_X]
+    found: dict[int, bool] = {}
+    for address, called in unwind_entries(fd, layout):
+        found[address] = found.get(address, False) or called
+    unsafe = set()
+    for address, name in _function_symbols(fd, layout):
+        found[address] = True
+        # without the version of a symbol (setjmp@GLIBC_2.2.5)
+        if _ANY_UNSAFE.fullmatch(name.partition(b"@")[0]):
+            unsafe.add(address)
+    return {
+        address - segment.address + segment.offset: probed and address not in unsafe
+        for address, probed in found.items()
+        for segment in code
+        if 0 <= address - segment.address < segment.file_size
+    }
 
 
 def sections(fd: int, layout: Layout) -> list[Section]:
@@ -148,8 +117,8 @@ def sections(fd: int, layout: Layout) -> list[Section]:
     return [Section(*fields[:7]) for fields in entry.iter_unpack(headers)]
 
 
-def _function_symbols(fd: int, layout: Layout) -> Iterator[tuple[int, int, bytes]]:
-    """(address, size, name) of each defined function in the symbol tables."""
+def _function_symbols(fd: int, layout: Layout) -> Iterator[tuple[int, bytes]]:
+    """(address, name) of each defined function in the symbol tables."""
     entry = struct.Struct(layout.order + ("IBBHQQ" if layout.is_64 else "IIIBBH"))
     tables = sections(fd, layout)
     left = TABLE_BYTES_MAX
@@ -165,15 +134,25 @@ def _function_symbols(fd: int, layout: Layout) -> Iterator[tuple[int, int, bytes
         symbols = _table(fd, table.offset, table.size - table.size % entry.size)
         for fields in entry.iter_unpack(symbols):
             if layout.is_64:
-                name, info, _, section, address, size = fields
+                name, info, _, section, address, _ = fields
             else:
-                name, address, size, info, _, section = fields
+                name, address, _, info, _, section = fields
             if info & 15 in FUNCTION_TYPES and section != 0:
                 end = strings.find(b"\0", name)
-                yield address, size, strings[name : end if end >= 0 else name]
+                yield address, strings[name : end if end >= 0 else name]
 
 
 def _table(fd: int, offset: int, size: int) -> bytes:
     if size > TABLE_BYTES_MAX:
         raise NotElfError(f"a table of {size} bytes, at most {TABLE_BYTES_MAX} are read")
     return read_at(fd, offset, size) if size else b""
+
+
+def has_name(fd: int, names: tuple[bytes, ...]) -> bool:
+    """Is one of ``names`` in a string table of the file? Raises `NotElfError`."""
+    for table in sections(fd, read_layout(fd)):
+        if table.kind == STRING_TABLE:
+            strings = b"\0" + _table(fd, table.offset, table.size)
+            if any(b"\0" + name + b"\0" in strings for name in names):
+                return True
+    return False

@@ -19,7 +19,9 @@ from datacrumbs.probes.elf_identity import NotElfError, elf_identity
 from datacrumbs.probes.software import Found as Objects
 from datacrumbs.probes.software import SharedObject, find_objects
 
-CPP_NOTE = "a C++ exception thrown through one of its probed functions ends the program"
+CPP_NOTE = (
+    "exceptions may pass its functions: they are probed at their exits, at a higher cost per call"
+)
 Function = str | model.UserFunction | model.KernelFunction | model.UsdtPoint
 Key = tuple[str, str | int]
 """What identifies a function whatever it is called: its kind or file, and its name or offset."""

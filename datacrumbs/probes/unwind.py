@@ -30,17 +30,17 @@ aarch64 the frame at sp. `_start`, which has no caller, goes on to say that."""
 _POINTER_SIZE = {0x0: 8, 0x2: 2, 0x3: 4, 0x4: 8, 0xA: 2, 0xB: 4, 0xC: 8}
 
 
-def unwind_starts(fd: int, layout: Layout) -> Iterator[int]:
-    """The addresses at which, by the unwind tables, something begins that is called.
+def unwind_entries(fd: int, layout: Layout) -> Iterator[tuple[int, bool]]:
+    """The addresses at which, by the unwind tables, code begins, and whether that is called.
 
     Raises `NotElfError` for tables that lie outside the file.
     """
     for segment in layout.segments:
         if segment.kind == PT_GNU_EH_FRAME and segment.file_size >= 12:
-            yield from _starts(fd, layout, segment)
+            yield from _entries(fd, layout, segment)
 
 
-def _starts(fd: int, layout: Layout, segment: Segment) -> Iterator[int]:
+def _entries(fd: int, layout: Layout, segment: Segment) -> Iterator[tuple[int, bool]]:
     head = read_at(fd, segment.offset, 12)
     if head[:4] != _HEADER:
         return
@@ -53,8 +53,7 @@ def _starts(fd: int, layout: Layout, segment: Segment) -> Iterator[int]:
         return
     pairs = read_at(fd, segment.offset + 12, size) if size else b""
     for first, entry in struct.iter_unpack(layout.order + "ii", pairs):
-        if frames.is_function(segment.address + entry):
-            yield segment.address + first
+        yield segment.address + first, frames.is_function(segment.address + entry)
 
 
 def _frames(fd: int, layout: Layout, address: int) -> _Frames | None:
