@@ -12,17 +12,16 @@ import fcntl
 import os
 import platform
 import signal
-import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from pwd import struct_passwd
 
 from datacrumbs.config import SystemConfig
 from datacrumbs.errors import BadInputError, UserError
 from datacrumbs.notify import notify
-from datacrumbs.probes.file import load_verified
-from datacrumbs.run import host_name, lock_file, ready_file
+from datacrumbs.probes.file import load_verified, one_line
+from datacrumbs.run import host_name, lock_file, make_run_dir, ready_file
+from datacrumbs.runlog import Log
 from datacrumbs.signing.keys import load_public_keys
 from datacrumbs.trace.rundir import create_run_directory
 from datacrumbs.trace.runfile import ProbeFileFacts, write_run_info
@@ -33,44 +32,42 @@ from datacrumbs.tracer.recorder import WAKE, Recorder, Run, first_run_info
 READY = "ready"
 
 
-@dataclass(slots=True)
-class Log:
-    """Standard error and, once it is open, the run's log file."""
-
-    prefix: str
-    fd: int = -1
-
-    def say(self, text: str) -> None:
-        """One line to both."""
-        line = f"{self.prefix}: {text}\n"
-        sys.stderr.write(line)
-        sys.stderr.flush()
-        if self.fd >= 0:
-            stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z ")
-            with contextlib.suppress(OSError):  # a full disk stops no tracing
-                os.write(self.fd, (stamp + line).encode(errors="backslashreplace"))
-
-
 def run_daemon(
-    probe_path: Path, run_id: str, *, config: SystemConfig, cgroup: Path | None = None
+    probe_path: Path,
+    run_id: str,
+    *,
+    config: SystemConfig,
+    uid: int | None = None,
+    cgroup: Path | None = None,
 ) -> int:
     """Trace until SIGTERM or SIGINT; returns the exit code. Needs root.
 
-    Raises `UserError` for everything that stops it before it is ready.
+    With ``uid``, a probe file made for anybody else is refused. Raises `UserError` for
+    everything that stops it before it is ready; the unit's status then says so too.
     """
+    try:
+        return _run(probe_path, run_id, config, uid, cgroup)
+    except UserError as error:
+        notify(f"STATUS={one_line(error.message)}")
+        raise
+
+
+def _run(
+    probe_path: Path, run_id: str, config: SystemConfig, uid: int | None, cgroup: Path | None
+) -> int:
     if os.geteuid() != 0:
         raise UserError("needs root", hint="start datacrumbs@<run-id>.service, or use sudo")
     signal.pthread_sigmask(signal.SIG_BLOCK, WAKE)
     run_dir = Path(config.run_dir)
-    _make_run_dir(run_dir)
+    make_run_dir(run_dir)
     lock_fd = _lock(run_dir, run_id)
     ready = ready_file(run_dir, run_id)
     ready.unlink(missing_ok=True)  # of a daemon that was killed: the lock was free
     try:
-        run = _verified(probe_path, run_id, config)
+        run = _verified(probe_path, run_id, config, uid)
         entry = privileges.account(run.probes.uid, run.probes.user)
         log = Log(f"datacrumbs[{run_id}]")
-        _open_log(log, config, entry, run_id)
+        log.open(Path(config.log_dir), entry, run_id)
         job_cgroup = _cgroup_id(cgroup) if cgroup else 0
         attached = attach(
             run.probes, config=config, run_id=run_id, job_cgroup=job_cgroup, log=log.say
@@ -80,21 +77,6 @@ def run_daemon(
         ready.unlink(missing_ok=True)
         lock_file(run_dir, run_id).unlink(missing_ok=True)
         os.close(lock_fd)
-
-
-def _make_run_dir(run_dir: Path) -> None:
-    try:
-        run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        status = run_dir.stat()
-    except OSError as error:
-        raise UserError(
-            f"{run_dir}: {error.strerror}", hint="set run_dir in system.yaml"
-        ) from error
-    if status.st_uid != 0 or status.st_mode & 0o022:
-        raise UserError(
-            f"{run_dir}: others than root can write there",
-            hint=f"chown root {run_dir} && chmod 755 {run_dir}",
-        )
 
 
 def _lock(run_dir: Path, run_id: str) -> int:
@@ -116,7 +98,7 @@ def _lock(run_dir: Path, run_id: str) -> int:
         os.close(fd)
 
 
-def _verified(path: Path, run_id: str, config: SystemConfig) -> Run:
+def _verified(path: Path, run_id: str, config: SystemConfig, uid: int | None) -> Run:
     keys_dir = Path(config.keys.public_dir)
     verified = load_verified(
         path,
@@ -126,6 +108,7 @@ def _verified(path: Path, run_id: str, config: SystemConfig) -> Run:
         now=time.time(),
         cluster=config.cluster,
         machine=platform.machine(),
+        expect_user_uid=uid,
     )
     probes = verified.probes
     if probes.probe_count() > config.limits.functions:
@@ -140,18 +123,6 @@ def _verified(path: Path, run_id: str, config: SystemConfig) -> Run:
         expires=probes.expires,
     )
     return Run(run_id, probes, facts, config)
-
-
-def _open_log(log: Log, config: SystemConfig, entry: struct_passwd, run_id: str) -> None:
-    name = f"datacrumbs_{entry.pw_name}_{run_id}_{host_name()}.log"
-    path = Path(config.log_dir, name)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        log.fd = os.open(path, flags, 0o600)
-        os.fchown(log.fd, entry.pw_uid, entry.pw_gid)
-    except OSError as error:
-        log.say(f"{path}: {error.strerror}; logging to standard error only")
 
 
 def _cgroup_id(path: Path) -> int:
@@ -236,14 +207,14 @@ def _child(run: Run, attached: Attached, entry: struct_passwd, write_fd: int, lo
         tell(READY)
         Recorder(run, attached, directory, info, say=say, beat=tell).record()
     except UserError as error:
-        log.say(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+        say(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""))
         return 1
     except OSError as error:  # a full disk, a file system that went away
-        log.say(f"error: {error.filename or 'the trace'}: {error.strerror}")
+        say(f"error: {error.filename or 'the trace'}: {error.strerror}")
         return 1
     except Exception:
         import traceback
 
-        log.say("error: " + traceback.format_exc())
+        say("error: " + traceback.format_exc())
         return 1
     return 0
