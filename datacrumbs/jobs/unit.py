@@ -143,8 +143,7 @@ def tell(run_id: str, user: pwd.struct_passwd | None, config: SystemConfig, text
     if user:
         log.open(Path(config.log_dir), user, run_id)
     log.say(line)
-    if log.fd >= 0:
-        os.close(log.fd)
+    log.close()
     to_journal(f"run {run_id}{f' of {user.pw_name}' if user else ''}: {line}")
 
 
