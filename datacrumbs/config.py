@@ -132,6 +132,21 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     files: Positive = 1 << 20
 
 
+class OnError(StrEnum):
+    """What becomes of a job that was to be traced and cannot be."""
+
+    CONTINUE = "continue"
+    FAIL = "fail"
+
+
+class Jobs(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Tracing the jobs of a scheduler."""
+
+    on_error: OnError = OnError.CONTINUE
+    start_timeout_s: Annotated[float, Meta(gt=0, le=600)] = 10.0
+    stop_timeout_s: Annotated[float, Meta(gt=0, le=600)] = 30.0
+
+
 class SystemConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All of ``system.yaml``; every key has a default."""
 
@@ -147,6 +162,7 @@ class SystemConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     ring: Ring = Ring()
     segment: Segment = Segment()
     limits: Limits = Limits()
+    jobs: Jobs = Jobs()
 
     def trace_root(self, *, user: str, home: str, uid: int, run_id: str, host: str) -> Path:
         """The directory that holds runs, with the pattern's fields filled in."""

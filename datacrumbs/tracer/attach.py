@@ -25,6 +25,18 @@ from datacrumbs.tracer.user_functions import (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class JobCgroup:
+    """The cgroup of a job, for layers with ``select: job``.
+
+    Either ``id``, the kernel's, of one of version 2 that exists; or ``name``, the last part of its
+    path, of one in any hierarchy, which may come later.
+    """
+
+    id: int = 0
+    name: str = ""
+
+
 @dataclass(slots=True)
 class Attached:
     """The loaded object, its rings' descriptors and the two iterators."""
@@ -60,7 +72,7 @@ def attach(
     *,
     config: SystemConfig,
     run_id: str,
-    job_cgroup: int,
+    job: JobCgroup | None,
     log: Callable[[str], None],
 ) -> Attached:
     """Load and attach everything; as root. Raises `UserError` when nothing can be traced."""
@@ -70,7 +82,8 @@ def attach(
         raise UserError(f"{OBJECT_PATH}: layout {constants.layout}", hint="reinstall datacrumbs")
     constants.run_id = run_id.encode()
     constants.uid = probes.uid
-    constants.job_cgroup = job_cgroup
+    if job:
+        constants.job_cgroup, constants.job_name = job.id, job.name.encode()
     constants.ns_inum = Path("/proc/self/ns/pid").stat().st_ino
     constants.cpus_per_ring = config.ring.cpus_per_ring
     plan = Plan(probes, constants)
@@ -96,7 +109,7 @@ def attach(
     bpf.load()
     arguments.tell(bpf, plan.arguments)
     ring_fds = [bpf.add_ring("rings", i, ring_bytes) for i in range(rings)]
-    for name in ("on_fork", "on_exec", "on_exit", *(("on_cgroup",) if job_cgroup else ())):
+    for name in ("on_fork", "on_exec", "on_exit", *(("on_cgroup",) if job else ())):
         bpf.attach(name)
     for layer, functions in users:
         attach_user(bpf, layer, functions, plan, mechanism)
@@ -113,7 +126,7 @@ def attach(
         bpf.iterator("mark_job"),
         bpf.iterator("unfinished"),
     )
-    if job_cgroup:
+    if job:
         read_all(attached.mark_job_fd)
     attach_client(bpf, config.client_library_path())
     return attached
