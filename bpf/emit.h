@@ -31,10 +31,29 @@ __noinline int emit(const struct dc_event *event)
 	return 0;
 }
 
-/* What becomes of every call that has returned, whatever observed it. */
-static __always_inline void finish(const struct dc_event *event)
+/*
+ * What becomes of every call that has returned, whatever observed it; true when it is kept as
+ * an event. One that did not return is no part of a profile, and however short, it is kept.
+ */
+static __always_inline bool finish(const struct dc_event *event)
 {
+	const volatile struct dc_function *function = &config.functions[event->func];
+	__u8 bits = function->bits;
+
+	if (event->file & UNWANTED) {
+		counters_here()->filtered_path++;
+		return false;
+	}
+	if (!(event->flags & DC_UNFINISHED)) {
+		if ((bits & DC_LIMITED) && over_limits(event, function->layer))
+			return false;
+		if (bits & DC_PROFILED) {
+			add_to_profile(event);
+			return false;
+		}
+	}
 	emit(event);
+	return true;
 }
 
 static __always_inline void emit_peer(struct dc_task *self)
@@ -47,7 +66,7 @@ static __always_inline void emit_peer(struct dc_task *self)
 	record->length = 0;
 	record->ts = self->event.ts;
 	record->pid = self->event.tid;
-	record->file = self->file2;
+	record->file = self->file2 & ~UNWANTED;
 	record->fd = self->fd2;
 	record->offset = self->offset2;
 	send_string(record);
@@ -63,7 +82,7 @@ __noinline int put_process(struct dc_task *self, __u64 address, __u32 what)
 	if (!record || !self)
 		return 0;
 	if (exe && what != DC_EXIT)
-		id = identify(self, exe);
+		id = identify_for(self, exe, true) & ~UNWANTED;
 	record->kind = DC_PROCESS;
 	record->length = 0;
 	record->ts = bpf_ktime_get_ns();
@@ -98,14 +117,14 @@ __noinline int emit_unfinished(struct dc_task *self)
 			.size = -1, .fd = -1, .func = self->stack[i].func, .flags = DC_UNFINISHED,
 			.pid = self->event.pid, .tid = self->event.tid,
 		};
-		emit(&event);
+		finish(&event);
 	}
 	self->depth = 0;
 	if (self->event.func) {
 		self->event.dur = now - self->event.ts;
 		self->event.ret = 0;
 		self->event.flags |= DC_UNFINISHED;
-		emit(&self->event);
+		finish(&self->event);
 		self->event.func = 0;
 	}
 	return 0;

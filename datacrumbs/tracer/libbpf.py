@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import errno
+import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ from datacrumbs.errors import UserError
 
 OBJECT_PATH = Path(__file__).with_name("datacrumbs.bpf.o")
 PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-BPF_MAP_TYPE_RINGBUF = 27
+BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_RINGBUF = 1, 27
 BPF_LINK_CREATE = 28
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}
 
@@ -109,8 +111,15 @@ class Object:
         """Size of a map, before `load`."""
         self._c.bpf_map__set_max_entries(self.map(name), ctypes.c_uint32(entries))
 
+    def shared(self, name: str, kind: type[Any]) -> Any:
+        """A global variable's map as a ctypes ``kind``, as the programs change it; after `load`.
+
+        What libbpf gives as its value is a copy, but for skeletons.
+        """
+        return kind.from_buffer(mmap.mmap(self.map_fd(name), ctypes.sizeof(kind)))
+
     def memory(self, name: str, kind: type[Any]) -> Any:
-        """The contents of a global variable's map as a ctypes ``kind``."""
+        """The contents of a global variable's map as a ctypes ``kind``, to set before `load`."""
         size = ctypes.c_size_t()
         address = self._c.bpf_map__initial_value(self.map(name), ctypes.byref(size))
         if not address or size.value < ctypes.sizeof(kind):
@@ -216,13 +225,53 @@ class Object:
                 f"cannot make a ring of {size_bytes} bytes: {os.strerror(-fd)}",
                 hint="lower ring.total_bytes in system.yaml",
             )
+        self.put_inner(outer, index, fd)
+        return int(fd)
+
+    def new_hash(self, name: str, key_bytes: int, value_bytes: int, entries: int) -> int:
+        """The descriptor of a new hash map with memory for all its entries."""
+        fd = self._c.bpf_map_create(
+            BPF_MAP_TYPE_HASH, name.encode(), key_bytes, value_bytes, entries, None
+        )
+        if fd < 0:
+            raise UserError(f"cannot make a map of {entries} entries: {os.strerror(-fd)}")
+        return int(fd)
+
+    def put_inner(self, outer: str, index: int, fd: int) -> None:
+        """Put map ``fd`` at ``index`` of the map of maps ``outer``.
+
+        When it returns, no BPF program uses the one that was there any more.
+        """
         key, value = ctypes.c_uint32(index), ctypes.c_uint32(fd)
         code = self._c.bpf_map_update_elem(
             self.map_fd(outer), ctypes.byref(key), ctypes.byref(value), ctypes.c_uint64(0)
         )
         if code:
-            raise UserError(f"cannot use ring {index}: {os.strerror(-code)}")
-        return int(fd)
+            raise UserError(f"cannot use map {index} of {outer}: {os.strerror(-code)}")
+
+    def take_batch(
+        self, fd: int, position: ctypes.c_uint32 | None, keys: int, values: int, room: int
+    ) -> tuple[int, ctypes.c_uint32 | None]:
+        """Move up to ``room`` entries of hash map ``fd`` to the addresses ``keys``, ``values``.
+
+        Starts at ``position``, None at first; returns how many, and the position to go on
+        from: None at the end. Raises `UserError`.
+        """
+        after, count = ctypes.c_uint32(), ctypes.c_uint32(room)
+        code = self._c.bpf_map_lookup_and_delete_batch(
+            fd,
+            position and ctypes.byref(position),
+            ctypes.byref(after),
+            ctypes.c_void_p(keys),
+            ctypes.c_void_p(values),
+            ctypes.byref(count),
+            None,
+        )
+        if code == -errno.ENOENT:
+            return count.value, None
+        if code:
+            raise UserError(f"cannot empty a map: {os.strerror(-code)}")
+        return count.value, after
 
     def iterator(self, name: str) -> int:
         """A descriptor whose reading runs the iterator program ``name`` over all tasks."""

@@ -25,9 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from kernel.tracing import BIN, READY_S, RUN_ID, TracedRun, site_for
-
-from datacrumbs.probes.model import Select
+from kernel.tracing import BIN, READY_S, RUN_ID, TracedRun, io_calls, site_for
 
 HERE = Path(__file__).parent
 CASES = {"read_1": "read", "4_KiB": "4096", "64_KiB": "65536", "1_MiB": "1048576"}
@@ -177,7 +175,7 @@ def measure(run: TracedRun, seconds: float) -> dict[str, dict[str, float]]:
     config = run.root / "system.yaml"  # the rings' default size, not the tests' small ones
     lines = config.read_text().splitlines(keepends=True)
     config.write_text("".join(line for line in lines if not line.startswith("ring:")))
-    run._sign(Select.PROCESS)
+    run.sign(io_calls())
     load = run.root / "work" / "load"
     subprocess.run(["cc", "-O2", "-o", load, HERE / "load.c"], check=True)
     every, read = list(CASES), ["read_1"]

@@ -49,6 +49,12 @@ def traced_names() -> list[str]:
     return [name for name in available(platform.machine()) if name in ROLES]
 
 
+def io_calls(**settings: Any) -> model.SyscallLayer:
+    """A layer of all I/O system calls; ``settings`` are fields of the layer."""
+    fields: dict[str, Any] = {"name": "syscall", "functions": traced_names()} | settings
+    return model.SyscallLayer(**fields)
+
+
 @dataclass(slots=True)
 class TracedRun:
     """One run: its site below ``root``, and ``work``, a directory of its user."""
@@ -61,10 +67,16 @@ class TracedRun:
         return self.root / "work"
 
     @contextlib.contextmanager
-    def daemon(self, *, cgroup: Path | None = None) -> Iterator[subprocess.Popen[str]]:
-        """A daemon that is ready and, on leaving, has stopped with a complete trace."""
+    def daemon(
+        self, *layers: model.Layer, cgroup: Path | None = None, **probes: Any
+    ) -> Iterator[subprocess.Popen[str]]:
+        """A daemon that is ready and, on leaving, has stopped with a complete trace.
+
+        Without ``layers`` it traces system calls. ``probes`` are fields of `model.ProbeList`.
+        """
         select = model.Select.JOB if cgroup else model.Select.PROCESS
-        command = [str(BIN / "datacrumbs"), str(self._sign(select)), RUN_ID]
+        probe_file = self.sign(*(layers or [io_calls(select=select)]), **probes)
+        command = [str(BIN / "datacrumbs"), str(probe_file), RUN_ID]
         command += ["--config", str(self.root / "system.yaml")]
         command += ["--cgroup", str(cgroup)] if cgroup else []
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -84,19 +96,21 @@ class TracedRun:
             assert time.monotonic() < deadline, "not ready"
             time.sleep(0.01)
 
-    def _sign(self, select: model.Select) -> Path:
+    def sign(self, *layers: model.Layer, **changes: Any) -> Path:
+        """The run's probe file, with ``layers``."""
         now = int(time.time())
-        probes = model.ProbeList(
-            format=model.FORMAT,
-            uid=self.user.pw_uid,
-            user=self.user.pw_name,
-            created=now,
-            expires=now + 3600,
-            host="test",
-            cluster="",
-            machine=platform.machine(),
-            layers=[model.SyscallLayer(name="syscall", functions=traced_names(), select=select)],
-        )
+        fields: dict[str, Any] = {
+            "format": model.FORMAT,
+            "uid": self.user.pw_uid,
+            "user": self.user.pw_name,
+            "created": now,
+            "expires": now + 3600,
+            "host": "test",
+            "cluster": "",
+            "machine": platform.machine(),
+            "layers": list(layers),
+        }
+        probes = model.ProbeList(**(fields | changes))
         path = self.root / "probes.json.gz"
         key = keys.load_private_key(self.root / "private.pem")
         write_probe_file(path, envelope.sign(model.encode(probes), key))
@@ -158,14 +172,21 @@ class TracedRun:
         subprocess.run(command, check=True)
         return program
 
-    def trace(self) -> Trace:
-        """The stopped run's trace, which must be complete and without loss."""
-        (host,) = (self.root / "traces" / RUN_ID).glob("host=*")
-        info = json.loads((host / "run.json").read_text())
+    def trace(self, *, lost: int = 0) -> Trace:
+        """The stopped run's trace, which must be complete and without loss (but ``lost``)."""
+        info = self.info()
         assert info["state"] == "complete"
-        assert info["counts"]["lost"] == 0
-        assert set(info["lost_by"].values()) == {0}
-        return Trace(host)
+        assert info["counts"]["lost"] == lost, info["counts"]
+        assert sum(info["lost_by"].values()) == lost
+        return Trace(self._host())
+
+    def info(self) -> dict[str, Any]:
+        """``run.json`` of the run."""
+        return dict(json.loads((self._host() / "run.json").read_text()))
+
+    def _host(self) -> Path:
+        (host,) = (self.root / "traces" / RUN_ID).glob("host=*")
+        return host
 
 
 class Trace:
@@ -175,7 +196,7 @@ class Trace:
         import duckdb
 
         self._database = duckdb.connect()
-        for table in ("events", "functions", "files", "processes", "peers"):
+        for table in ("events", "functions", "files", "processes", "peers", "intervals"):
             pattern = f"{host}/{table}-*.parquet"
             if list(host.glob(f"{table}-*.parquet")):
                 self._database.execute(f"CREATE TABLE {table} AS SELECT * FROM '{pattern}'")
@@ -217,6 +238,19 @@ def site_for(user: pwd.struct_passwd) -> Iterator[TracedRun]:
         yield TracedRun(root, user)
     finally:
         shutil.rmtree(root)
+
+
+@contextlib.contextmanager
+def job_cgroup() -> Iterator[Path]:
+    """A cgroup of version 2, below the mount of this host."""
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    mount = next(Path(fields[1]) for fields in mounts if fields[2] == "cgroup2")
+    cgroup = mount / f"datacrumbs-test-{os.getpid()}"
+    cgroup.mkdir()
+    try:
+        yield cgroup
+    finally:
+        cgroup.rmdir()
 
 
 def wait_until(true: Any, what: str, timeout_s: float = 10.0) -> None:
