@@ -48,7 +48,7 @@ static __always_inline bool finish(const struct dc_event *event)
 		if ((bits & DC_LIMITED) && over_limits(event, function->layer))
 			return false;
 		if (bits & DC_PROFILED) {
-			add_to_profile(event);
+			add_to_profile(event, bits);
 			return false;
 		}
 	}

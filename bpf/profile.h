@@ -32,11 +32,13 @@ static __always_inline __u32 power_of(__u64 value)
 {
 	__u32 power = 0;
 
-	for (__u32 step = 32; step; step /= 2)
+	for (__u32 step = 32; step; step /= 2) {
 		if (value >> step) {
 			power += step;
 			value >>= step;
 		}
+		barrier_var(power); /* or clang makes five truth values of it, in memory */
+	}
 	return power < DC_POWERS ? power : DC_POWERS - 1;
 }
 
@@ -53,18 +55,15 @@ static __always_inline void raise_max(struct dc_profile *sums, __s64 dur)
 }
 
 /* Add a call that has returned. */
-__noinline int add_to_profile(const struct dc_event *event)
+static __always_inline void add_to_profile(const struct dc_event *event, __u8 bits)
 {
 	__u32 zero = 0;
-
-	if (!event)
-		return 0;
 	struct dc_profile_key key = {
 		.pid = event->pid, .func = event->func, .cpu = bpf_get_smp_processor_id(),
 	};
 	void *profile = bpf_map_lookup_elem(&profiles, &zero);
 	if (!profile)
-		return 0;
+		return;
 	struct dc_profile *sums = bpf_map_lookup_elem(profile, &key);
 	if (!sums) {
 		bpf_map_update_elem(profile, &key, (const void *)&nothing, BPF_NOEXIST);
@@ -72,9 +71,8 @@ __noinline int add_to_profile(const struct dc_event *event)
 	}
 	if (!sums) {
 		counters_here()->lost_profile++;
-		return 0;
+		return;
 	}
-	__u8 bits = config.functions[event->func].bits;
 	__s64 dur = event->dur, ret = event->ret;
 	__sync_fetch_and_add(&sums->calls[power_of(dur)], 1);
 	__sync_fetch_and_add(&sums->time, dur);
@@ -83,5 +81,4 @@ __noinline int add_to_profile(const struct dc_event *event)
 		__sync_fetch_and_add(&sums->bytes, ret);
 	if (ret < 0 && (bits & DC_ERRNO))
 		__sync_fetch_and_add(&sums->errors, 1);
-	return 0;
 }

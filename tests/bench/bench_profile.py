@@ -2,8 +2,9 @@
 
     python tests/bench/bench_profile.py [--rounds N] [--json]
 
-Every way runs in every round, so that what else the machine does hits all alike; of the rounds
-the least is shown, for other work only adds. ``added`` is to the untraced run.
+Every way runs in every round, so that the machine's moods hit all alike; shown is the least of
+the rounds, for other work only adds. The empty pair is what any tracer adds that sees every
+system call by its entry and exit: it is in all the others' numbers.
 """
 
 from __future__ import annotations
@@ -17,73 +18,77 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.run import HERE, bench_user, daemon, per_call_ns
+from bench.harness import HERE, bench_user, daemon, empty_pair
+from bench.per_call import Times, as_user
 from kernel.tracing import TracedRun, io_calls, site_for
 
 from datacrumbs.probes.model import Mode
 
 CASES = ["read_1", "64_KiB"]
 PROFILED = {"mode": Mode.PROFILE}
-HERE_ONLY = {"include": ["/dev", "/memfd:data"]}
-WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # fields of the layer, of the list
-    "traced": ({}, {}),
-    "profiled": (PROFILED, {}),
-    "traced, by path": ({}, HERE_ONLY),
-    "profiled, by path": (PROFILED, HERE_ONLY),
-    "traced, all short": ({"min_duration_ns": 10**9}, {}),
-    "traced, 1000/s": ({"max_per_s": 1000}, {}),
+WAYS: dict[str, dict[str, Any]] = {  # fields of the layer; `include`: with path rules
+    "traced": {},
+    "profiled": PROFILED,
+    "traced, include": {"include": True},
+    "profiled, include": PROFILED | {"include": True},
+    "all too short": {"min_duration_ns": 10**9},
+    "1000 a second": {"max_per_s": 1000},
 }
 
 
-def one_way(run: TracedRun, load: Path, layer: dict[str, Any], probes: dict[str, Any]) -> Any:
-    """Nanoseconds per call of every case, traced as ``layer`` and ``probes`` say."""
-    run.sign(io_calls(**layer), **probes)
+def one_way(run: TracedRun, load: Path, way: dict[str, Any]) -> Times:
+    """Nanoseconds per call of every case, traced as ``way`` says."""
+    layer = {name: value for name, value in way.items() if name != "include"}
+    include = ["/dev", str(run.work)] if "include" in way else []
+    run.sign(io_calls(**layer), include=include)
     with daemon(run):
-        return per_call_ns(run, load, wrap=True, cases=CASES)
+        return as_user(run, load, wrap=True, cases=CASES)
 
 
-def measure(run: TracedRun, rounds: int) -> dict[str, dict[str, float]]:
-    """The least of ``rounds`` for the untraced run and each of `WAYS`, by case."""
+def measure(run: TracedRun, rounds: int) -> dict[str, Times]:
+    """The least of ``rounds`` for the untraced run, the empty pair and each of `WAYS`."""
     config = run.root / "system.yaml"  # the rings' default size, not the tests' small ones
     lines = config.read_text().splitlines(keepends=True)
     config.write_text("".join(line for line in lines if not line.startswith("ring:")))
     load = run.root / "work" / "load"
     subprocess.run(["cc", "-O2", "-o", load, HERE / "load.c"], check=True)
-    table: dict[str, list[dict[str, float]]] = {name: [] for name in ("untraced", *WAYS)}
+    found: dict[str, list[Times]] = {name: [] for name in ("untraced", "empty pair", *WAYS)}
     for _ in range(rounds):
-        table["untraced"].append(per_call_ns(run, load, wrap=False, cases=CASES))
+        found["untraced"].append(as_user(run, load, wrap=False, cases=CASES))
+        with empty_pair(run.root):
+            found["empty pair"].append(as_user(run, load, wrap=False, cases=CASES))
         for name, way in WAYS.items():
-            table[name].append(one_way(run, load, *way))
+            found[name].append(one_way(run, load, way))
     return {
-        name: {case: min(times[case] for times in found) for case in CASES}
-        for name, found in table.items()
+        name: {case: min(times[case] for times in rounds_of) for case in CASES}
+        for name, rounds_of in found.items()
     }
 
 
-def show(table: dict[str, dict[str, float]]) -> None:
-    """The table as text: ns per call, what is added, and its share of trace mode's."""
+def lines(table: dict[str, Times]) -> list[str]:
+    """The table: ns per call, what is added, and that as a share of what trace mode adds."""
     base, traced = table["untraced"], table["traced"]
-    print(f"{'ns per call':<20}" + "".join(f"{case:>12}{'added':>9}{'share':>8}" for case in CASES))
+    rows = [
+        f"{'ns per call':<18}" + "".join(f"{c:>10}{'added':>8}{'of traced':>11}" for c in CASES)
+    ]
     for name, times in table.items():
-        line = f"{name:<20}"
+        row = f"{name:<18}"
         for case in CASES:
             added, whole = times[case] - base[case], traced[case] - base[case]
-            line += f"{times[case]:>12.0f}{added:>9.0f}{added / whole:>8.0%}"
-        print(line)
+            row += f"{times[case]:>10.0f}{added:>8.0f}{added / whole:>11.0%}"
+        rows.append(row)
+    return rows
 
 
 def main() -> None:
     """Parse options, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     with bench_user() as user, site_for(user) as run:
         table = measure(run, options.rounds)
-    if options.json:
-        print(json.dumps(table, indent=2))
-    else:
-        show(table)
+    print(json.dumps(table, indent=2) if options.json else "\n".join(lines(table)))
 
 
 if __name__ == "__main__":

@@ -253,7 +253,7 @@ def job_cgroup() -> Iterator[Path]:
         cgroup.rmdir()
 
 
-def wait_until(true: Any, what: str, timeout_s: float = 10.0) -> None:
+def wait_until(true: Any, what: str, timeout_s: float = 30.0) -> None:
     """Wait for ``true()``."""
     deadline = time.monotonic() + timeout_s
     while not true():
