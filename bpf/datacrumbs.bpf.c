@@ -13,6 +13,8 @@ char LICENSE[] SEC("license") = "GPL";
 #include "limits.h"
 #include "profile.h"
 #include "emit.h"
+#include "arguments.h"
 #include "syscalls.h"
 #include "user.h"
+#include "usdt.h"
 #include "who.h"

@@ -31,27 +31,35 @@ __noinline int emit(const struct dc_event *event)
 	return 0;
 }
 
-/*
- * What becomes of every call that has returned, whatever observed it; true when it is kept as
- * an event. One that did not return is no part of a profile, and however short, it is kept.
- */
+static __always_inline bool by_path(const struct dc_event *event)
+{
+	if (!(event->file & UNWANTED))
+		return true;
+	counters_here()->filtered_path++;
+	return false;
+}
+
+/* A call that is over, whatever observed it; true when it is kept as an event. */
 static __always_inline bool finish(const struct dc_event *event)
 {
 	const volatile struct dc_function *function = &config.functions[event->func];
 	__u8 bits = function->bits;
 
-	if (event->file & UNWANTED) {
-		counters_here()->filtered_path++;
+	if (!by_path(event) || ((bits & DC_LIMITED) && over_limits(event, function->layer)))
+		return false;
+	if (bits & DC_PROFILED) {
+		add_to_profile(event, bits);
 		return false;
 	}
-	if (!(event->flags & DC_UNFINISHED)) {
-		if ((bits & DC_LIMITED) && over_limits(event, function->layer))
-			return false;
-		if (bits & DC_PROFILED) {
-			add_to_profile(event, bits);
-			return false;
-		}
-	}
+	emit(event);
+	return true;
+}
+
+/* A call that its thread's end, or the run's, finds going on: kept however short, in each mode. */
+static __always_inline bool finish_open(const struct dc_event *event)
+{
+	if (!by_path(event))
+		return false;
 	emit(event);
 	return true;
 }
@@ -114,17 +122,18 @@ __noinline int emit_unfinished(struct dc_task *self)
 	for (__u32 i = 0; i < DC_DEPTH && i < self->depth; i++) {
 		struct dc_event event = {
 			.ts = self->stack[i].ts, .dur = now - self->stack[i].ts, .offset = -1,
-			.size = -1, .fd = -1, .func = self->stack[i].func, .flags = DC_UNFINISHED,
+			.size = -1, .fd = -1, .func = self->stack[i].func,
+			.flags = self->stack[i].flags | DC_UNFINISHED,
 			.pid = self->event.pid, .tid = self->event.tid,
 		};
-		finish(&event);
+		finish_open(&event);
 	}
 	self->depth = 0;
 	if (self->event.func) {
 		self->event.dur = now - self->event.ts;
 		self->event.ret = 0;
 		self->event.flags |= DC_UNFINISHED;
-		finish(&self->event);
+		finish_open(&self->event);
 		self->event.func = 0;
 	}
 	return 0;

@@ -223,7 +223,8 @@ int BPF_PROG(sys_exit, struct pt_regs *regs, long ret)
 		self->event.flags |= DC_UNFINISHED;
 	if (!(call->bits & DC_LEAN))
 		add_details(self, task, call, ret);
-	if (finish(&self->event) && (self->event.flags & DC_PEER))
+	bool kept = self->event.flags & DC_UNFINISHED ? finish_open(&self->event) : finish(&self->event);
+	if (kept && (self->event.flags & DC_PEER))
 		emit_peer(self);
 	self->event.func = 0;
 	return 0;

@@ -36,6 +36,18 @@ def bucket_of(values: Numbers) -> Index:
     return buckets
 
 
+_COARSE = 2  # 2**2 buckets are one: 8 for each power of two
+
+LENGTHS = ((BUCKETS - 1) >> _COARSE) + 1
+"""Number of buckets of `bucket_of_length`."""
+
+
+def bucket_of_length(values: Numbers) -> Index:
+    """Coarser buckets, for sums by the length of calls: 9 to 12 % apart, 0 for 0."""
+    buckets: Index = (bucket_of(values) + (1 << _COARSE) - 1) >> _COARSE
+    return buckets
+
+
 def bucket_middle(bucket: int) -> int:
     """A value in the middle of ``bucket``; up to 2**(_BITS + 1), the only one it holds."""
     if bucket == 0:
@@ -45,6 +57,14 @@ def bucket_middle(bucket: int) -> int:
     high = math.ceil((2**_BITS + part + 1) * 2.0 ** (exponent - _BITS)) - 1
     middle: int = (low + max(low, high)) // 2
     return middle
+
+
+def by_power(counts: Numbers) -> Numbers:
+    """A histogram with only the powers of two told apart, as of profiled calls."""
+    whole = np.zeros_like(counts)
+    whole[0] = counts[0]
+    whole[1 :: 2**_BITS] = counts[1:].reshape(-1, 2**_BITS).sum(axis=1)
+    return whole
 
 
 class Histograms:

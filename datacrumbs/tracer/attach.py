@@ -10,18 +10,19 @@ from pathlib import Path
 
 from datacrumbs.config import SystemConfig
 from datacrumbs.errors import UserError
-from datacrumbs.probes.model import ProbeList, SyscallLayer, UserLayer
-from datacrumbs.tracer import layout
+from datacrumbs.probes.model import ProbeList, SyscallLayer, UsdtLayer, UserLayer
+from datacrumbs.tracer import arguments, layout, usdt
 from datacrumbs.tracer.libbpf import OBJECT_PATH, Object
 from datacrumbs.tracer.plan import Plan
 from datacrumbs.tracer.system_calls import attach_syscalls, plan_syscalls
 from datacrumbs.tracer.user_functions import (
-    UPROBE_MULTI,
+    Mechanism,
     Numbered,
     attach_client,
     attach_user,
-    kernel_has_uprobe_multi,
+    choose,
     plan_user,
+    prepare,
 )
 
 
@@ -76,24 +77,34 @@ def attach(
     constants.cpus_per_ring = config.ring.cpus_per_ring
     plan = Plan(probes, constants)
     users: list[tuple[UserLayer, list[Numbered]]] = []
+    points: list[usdt.Opened] = []
     for layer in probes.layers:
         if isinstance(layer, SyscallLayer):
             plan_syscalls(layer, plan)
         elif isinstance(layer, UserLayer):
             users.append((layer, plan_user(layer, plan)))
+        elif isinstance(layer, UsdtLayer):
+            opened = usdt.open_usdt(layer, plan)
+            points += [opened] if opened else []
         else:
             plan.skipped.append((layer.name, "all", "this version cannot attach such a layer"))
     rings, ring_bytes = ring_sizes(config, possible_cpus())
     bpf.set_entries("rings", rings)
     bpf.set_entries("strings", power_of_two(config.ring.strings_bytes))
     bpf.set_entries("rates", plan.rate_entries())
-    multi = load(bpf)
+    mechanism = choose() if users or points else Mechanism.SINGLE
+    prepare(bpf, mechanism if users else None)
+    usdt.prepare(bpf, points, mechanism)
+    arguments.reserve(bpf, plan.arguments)
+    bpf.load()
+    arguments.tell(bpf, plan.arguments)
     profile_fds = add_profiles(bpf, config.profile.entries) if plan.profiles() else []
     ring_fds = [bpf.add_ring("rings", i, ring_bytes) for i in range(rings)]
     for name in ("on_fork", "on_exec", "on_exit", *(("on_cgroup",) if job_cgroup else ())):
         bpf.attach(name)
     for layer, functions in users:
-        attach_user(bpf, layer, functions, plan, multi=multi)
+        attach_user(bpf, layer, functions, plan, mechanism)
+    usdt.attach_usdt(bpf, points, plan, mechanism)
     if not any(count for *_, count in plan.mechanisms):
         raise UserError("no probe of the probe file can be attached on this host")
     attach_syscalls(bpf, plan)
@@ -117,7 +128,7 @@ def add_profiles(bpf: Object, entries: int) -> list[int]:
     """The two maps that calls are added up in by turns; the first is in use."""
     sizes = ctypes.sizeof(layout.ProfileKey), ctypes.sizeof(layout.Profile)
     fds = [bpf.new_hash("dc_profile", *sizes, entries) for _ in range(2)]
-    bpf.put_inner("profiles", 0, fds[0])
+    bpf.put("profiles", 0, ctypes.c_uint32(fds[0]))
     return fds
 
 
@@ -125,7 +136,7 @@ def check_profiles(attached: Attached) -> None:
     """Change the maps once, as the run's user; raises `UserError` if the kernel forbids it."""
     try:
         for fd in attached.profile_fds[:1]:
-            attached.object.put_inner("profiles", 0, fd)
+            attached.object.put("profiles", 0, ctypes.c_uint32(fd))
     except UserError as error:
         raise UserError(
             f"mode profile: {error.message}",
@@ -137,13 +148,3 @@ def read_all(fd: int) -> None:
     """Run an iterator program to its end."""
     while os.read(fd, 4096):
         pass
-
-
-def load(bpf: Object) -> bool:
-    """Load with uprobe.multi programs if this kernel has them; says whether it has."""
-    multi = kernel_has_uprobe_multi()
-    if multi:
-        bpf.set_expected_attach_type("user_enter", UPROBE_MULTI)
-        bpf.set_expected_attach_type("user_leave", UPROBE_MULTI)
-    bpf.load()
-    return multi

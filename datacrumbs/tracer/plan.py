@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from datacrumbs.errors import UserError
-from datacrumbs.probes.model import Layer, Mode, ProbeList, Select
+from datacrumbs.probes.model import Argument, Layer, Mode, ProbeList, Select
 from datacrumbs.trace.schema import Op
 from datacrumbs.tracer import layout
 
@@ -34,6 +35,7 @@ class Plan:
     skipped: list[tuple[str, str, str]] = field(default_factory=list)  # layer, name, reason
     mechanisms: list[tuple[str, str, str, int]] = field(default_factory=list)
     #                            layer, kind, mechanism, how many functions
+    arguments: dict[int, Sequence[Argument]] = field(default_factory=dict)  # by function
 
     def __post_init__(self) -> None:
         for entry, layer in zip(self.config.layers, self.probes.layers, strict=False):
@@ -45,7 +47,16 @@ class Plan:
         self.config.includes = len(self.probes.include)
         self.config.rules_used = len(prefixes)
 
-    def add(self, layer: Layer, name: str, kind: str, op: Op, binary: str | None = None) -> int:
+    def add(
+        self,
+        layer: Layer,
+        name: str,
+        kind: str,
+        op: Op,
+        binary: str | None = None,
+        *,
+        arguments: Sequence[Argument] = (),
+    ) -> int:
         """Number a function and tell the BPF programs of it; numbers count from 1."""
         func = len(self.functions) + 1
         self.functions.append(Function(func, layer.name, name, kind, op, binary))
@@ -58,6 +69,8 @@ class Plan:
             | (kind == "syscall") * layout.ERRNO
             | bool(layer.min_duration_ns or layer.max_per_s) * layout.LIMITED
         )
+        if arguments and layer.mode is Mode.TRACE:
+            self.arguments[func] = arguments
         return func
 
     def profiles(self) -> bool:

@@ -5,6 +5,7 @@ Two maps by turns: while one is filled, the other is emptied. See bpf/profile.h.
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ class Profile:
         """
         start_ns, self._start_ns = self._start_ns, time.monotonic_ns()
         self._fds.reverse()
-        self._bpf.put_inner("profiles", 0, self._fds[0])
+        self._bpf.put("profiles", 0, ctypes.c_uint32(self._fds[0]))
         parts = list(self._empty(self._fds[1]))
         if not parts:
             return 0, {}

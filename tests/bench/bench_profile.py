@@ -18,13 +18,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench.harness import HERE, bench_user, daemon, empty_pair
+from bench.harness import HERE, bench_user, counts_and_size, daemon, empty_pair
 from bench.per_call import Times, as_user
 from kernel.tracing import TracedRun, io_calls, site_for
 
 from datacrumbs.probes.model import Mode
 
 CASES = ["read_1", "64_KiB"]
+SECONDS = 5.0
 PROFILED = {"mode": Mode.PROFILE}
 WAYS: dict[str, dict[str, Any]] = {  # fields of the layer; `include`: with path rules
     "traced": {},
@@ -45,13 +46,35 @@ def one_way(run: TracedRun, load: Path, way: dict[str, Any]) -> Times:
         return as_user(run, load, wrap=True, cases=CASES)
 
 
-def measure(run: TracedRun, rounds: int) -> dict[str, Times]:
-    """The least of ``rounds`` for the untraced run, the empty pair and each of `WAYS`."""
-    config = run.root / "system.yaml"  # the rings' default size, not the tests' small ones
+def at_full_speed(run: TracedRun, load: Path, way: dict[str, Any]) -> dict[str, float]:
+    """What the daemon and the disk have to do for each second, and each call, of the load."""
+    run.sign(io_calls(**way))
+    with daemon(run) as measured:
+        both = [run.start(load, "speed", str(SECONDS)) for _ in range(2)]
+        if any(process.wait() for process in both):
+            sys.exit("the load failed")
+    counts, size = counts_and_size(run)
+    calls = counts["events"] + counts["profiled"]
+    return {
+        "calls_per_s": calls / SECONDS,
+        "lost": counts["lost"],
+        "daemon_cpu_s": measured.cpu_s,
+        "bytes_on_disk": size,
+    }
+
+
+def prepare(run: TracedRun) -> Path:
+    """The load; and the rings' default size, not the tests' small ones."""
+    config = run.root / "system.yaml"
     lines = config.read_text().splitlines(keepends=True)
     config.write_text("".join(line for line in lines if not line.startswith("ring:")))
     load = run.root / "work" / "load"
     subprocess.run(["cc", "-O2", "-o", load, HERE / "load.c"], check=True)
+    return load
+
+
+def measure(run: TracedRun, load: Path, rounds: int) -> dict[str, Times]:
+    """The least of ``rounds`` for the untraced run, the empty pair and each of `WAYS`."""
     found: dict[str, list[Times]] = {name: [] for name in ("untraced", "empty pair", *WAYS)}
     for _ in range(rounds):
         found["untraced"].append(as_user(run, load, wrap=False, cases=CASES))
@@ -87,8 +110,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     with bench_user() as user, site_for(user) as run:
-        table = measure(run, options.rounds)
-    print(json.dumps(table, indent=2) if options.json else "\n".join(lines(table)))
+        load = prepare(run)
+        table = measure(run, load, options.rounds)
+        speed = {mode: at_full_speed(run, load, WAYS[mode]) for mode in ("traced", "profiled")}
+    if options.json:
+        print(json.dumps({"per_call": table, "full_speed": speed}, indent=2))
+        return
+    print("\n".join(lines(table)), end="\n\n")
+    for mode, numbers in speed.items():
+        print(f"{mode:<18}" + ", ".join(f"{name} {n:,.2f}" for name, n in numbers.items()))
 
 
 if __name__ == "__main__":

@@ -119,6 +119,7 @@ def measure(run: TracedRun, options: argparse.Namespace) -> dict[str, Any]:
         "per_call": lambda: per_call.measure(run, load),
         "full_speed": lambda: full_speed(run, load, options.seconds),
         "memory": lambda: memory(run, load, options.minutes),
+        "client": lambda: script("bench_client.py"),
         "writer": lambda: script("bench_writer.py", "--events", str(WRITER_EVENTS)),
         "report": lambda: script("bench_report.py", "--events", str(options.report_events))[0],
     }
@@ -164,6 +165,9 @@ def rows(result: dict[str, Any]) -> list[Row]:
             600,
             result["start"]["start_to_ready_ms"],
             "ms",
+        ),
+        Row(
+            "client library at a process's start", 5, result["client"]["constructor_ns"] / 1e3, "us"
         ),
         Row(stop, 500, speed["stop_to_exit_ms"], "ms"),
         Row(f"{steady}: most", 150, memory["max_bytes"] / 1e6, "MB"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kernel.tracing import PYTHON, UNFINISHED, Trace, TracedRun, io_calls
+from kernel.tracing import PYTHON, UNFINISHED, Trace, TracedRun, io_calls, user_layer
 
 from datacrumbs.probes import model
 
@@ -70,9 +69,6 @@ def test_calls_shorter_than_min_duration_are_not_profiled(traced_run: TracedRun)
 
 def test_nested_calls_keep_their_places_when_some_are_filtered(traced_run: TracedRun) -> None:
     """The inner, short function is filtered; the outer one is measured all the same."""
-    from datacrumbs.probes.elf import read_functions
-    from datacrumbs.probes.elf_identity import elf_identity
-
     program = traced_run.compile(
         "#include <unistd.h>\n"
         '__attribute__((noinline)) void inner(int n) { if (n) usleep(n); else __asm__(""); }\n'
@@ -80,17 +76,7 @@ def test_nested_calls_keep_their_places_when_some_are_filtered(traced_run: Trace
         "usleep(20000); }\n"
         "int main(void) { for (int i = 0; i < 7; i++) outer(); return 0; }\n"
     )
-    found = read_functions(program, re.compile("^(inner|outer)$"), os.uname().machine).functions
-    with open(program, "rb") as file:
-        build_id, digest = elf_identity(file.fileno())
-    layer = model.UserLayer(
-        name="app",
-        binary=str(program),
-        functions=list(found),
-        build_id=build_id,
-        digest=digest,
-        min_duration_ns=20_000_000,
-    )
+    layer = user_layer("app", program, "inner|outer", min_duration_ns=20_000_000)
     with traced_run.daemon(layer):
         traced_run.run(program)
     trace = traced_run.trace()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -20,12 +19,11 @@ from kernel.tracing import (
     TracedRun,
     io_calls,
     job_cgroup,
+    user_layer,
     wait_until,
 )
 
 from datacrumbs.probes import model
-from datacrumbs.probes.elf import read_functions
-from datacrumbs.probes.elf_identity import elf_identity
 from datacrumbs.trace.reader import open_trace
 from datacrumbs.trace.runfile import State, state_of
 
@@ -227,12 +225,7 @@ def test_a_job_by_its_cgroup(traced_run: TracedRun) -> None:
 
 def test_layers_of_both_modes(traced_run: TracedRun) -> None:
     libc = next(Path("/lib").glob("*/libc.so.6"))
-    found = read_functions(libc, re.compile("^(fread|fopen)$"), os.uname().machine).functions
-    with open(libc, "rb") as file:
-        build_id, digest = elf_identity(file.fileno())
-    layer = model.UserLayer(
-        name="libc", binary=str(libc), functions=list(found), build_id=build_id, digest=digest
-    )
+    layer = user_layer("libc", libc, "fread|fopen")
     program = traced_run.compile(
         '#include <stdio.h>\nint main(void){char b[4096];FILE*f=fopen("/dev/zero","r");'
         "setbuf(f,0);for(int i=0;i<37;i++)fread(b,1,4096,f);return 0;}"
@@ -249,20 +242,31 @@ def test_layers_of_both_modes(traced_run: TracedRun) -> None:
         "SELECT count(*) FROM events JOIN functions USING (func) WHERE layer = 'syscall'"
     ) == [(0,)]
     assert counts["events"] == trace.sql("SELECT count(*) FROM events")[0][0]
-    with traced_run.daemon(_with_mode(layer), profiled()):
+    with traced_run.daemon(
+        user_layer("libc", libc, "fread|fopen", mode=model.Mode.PROFILE), profiled()
+    ):
         traced_run.run(program)
     assert total(traced_run.trace(), "fread") == 37
 
 
-def _with_mode(layer: model.UserLayer) -> model.UserLayer:
-    return model.UserLayer(
-        name=layer.name,
-        binary=layer.binary,
-        functions=layer.functions,
-        build_id=layer.build_id,
-        digest=layer.digest,
-        mode=model.Mode.PROFILE,
+def test_calls_that_are_left_by_longjmp_are_counted(traced_run: TracedRun) -> None:
+    """Time up to the jump is known; they are no events, however many there are."""
+    program = traced_run.compile(
+        "#include <setjmp.h>\n#include <unistd.h>\nstatic jmp_buf back;\n"
+        "__attribute__((noinline)) void leaves(int n) { usleep(1000); if (n) longjmp(back, n); }\n"
+        "__attribute__((noinline)) void outer(int n) { if (!setjmp(back)) leaves(n); usleep(1); }\n"
+        "int main(void) { for (int i = 0; i < 51; i++) outer(i % 3); return 0; }\n"
     )
+    layer = user_layer("app", program, "leaves|outer", mode=model.Mode.PROFILE)
+    with traced_run.daemon(layer):
+        traced_run.run(program)
+    trace = traced_run.trace()
+    assert (total(trace, "outer"), total(trace, "leaves")) == (51, 51)
+    assert trace.sql("SELECT count(*) FROM events") == [(0,)]
+    ((time_ns,),) = trace.sql(
+        "SELECT sum(time)::BIGINT FROM intervals JOIN functions USING (func) WHERE name = 'leaves'"
+    )
+    assert time_ns >= 51_000_000
 
 
 def test_a_call_that_does_not_return_is_kept_as_an_event(traced_run: TracedRun) -> None:

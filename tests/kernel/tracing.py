@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import pwd
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from datacrumbs.probes import model
+from datacrumbs.probes.elf import read_functions
+from datacrumbs.probes.elf_identity import elf_identity
 from datacrumbs.probes.file import write_probe_file
 from datacrumbs.probes.syscalls import ROLES, available
 from datacrumbs.signing import envelope, keys
@@ -53,6 +56,21 @@ def io_calls(**settings: Any) -> model.SyscallLayer:
     """A layer of all I/O system calls; ``settings`` are fields of the layer."""
     fields: dict[str, Any] = {"name": "syscall", "functions": traced_names()} | settings
     return model.SyscallLayer(**fields)
+
+
+def user_layer(name: str, binary: Path, regex: str, **settings: Any) -> model.UserLayer:
+    """A layer of the functions of ``binary`` whose names match ``regex``."""
+    found = read_functions(binary, re.compile(f"^({regex})$"), platform.machine()).functions
+    with open(binary, "rb") as file:
+        build_id, digest = elf_identity(file.fileno())
+    return model.UserLayer(
+        name=name,
+        binary=str(binary),
+        functions=list(found),
+        build_id=build_id,
+        digest=digest,
+        **settings,
+    )
 
 
 @dataclass(slots=True)
@@ -196,7 +214,10 @@ class Trace:
         import duckdb
 
         self._database = duckdb.connect()
-        for table in ("events", "functions", "files", "processes", "peers", "intervals"):
+        for table in (
+            *("events", "functions", "files", "processes", "peers"),
+            *("arguments", "intervals"),
+        ):
             pattern = f"{host}/{table}-*.parquet"
             if list(host.glob(f"{table}-*.parquet")):
                 self._database.execute(f"CREATE TABLE {table} AS SELECT * FROM '{pattern}'")
