@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_traces import Call, File, Interval, write_host
 
-from datacrumbs.analysis.quantiles import ERROR_BOUND, POWER_ERROR_BOUND
+from datacrumbs.analysis.compare import Verdict, compare
+from datacrumbs.analysis.quantiles import ERROR_BOUND, POWER_ERROR_BOUND, Histograms, by_power
 from datacrumbs.analysis.summary import summarise
 from datacrumbs.trace.reader import open_trace
 from datacrumbs.trace.runfile import Counts, FilteredBy, LostBy, State
@@ -197,3 +199,60 @@ def test_sums_are_exact_however_calls_are_spread(
         assert (found.count, found.time_ns, found.max_ns) == (len(every), sum(every), every[-1])
         middle = every[(len(every) + 1) // 2 - 1]
         assert abs(found.p50_ns - middle) <= POWER_ERROR_BOUND * middle
+
+
+def test_runs_of_both_modes_are_compared_by_powers_of_two(tmp_path: Path) -> None:
+    """The same calls traced and profiled are the same; calls twice as long are slower."""
+    durations = [1100 + 7 * n for n in range(100)]
+    calls = [Call(func="write", ts=5000 * n, dur=dur, ret=1) for n, dur in enumerate(durations)]
+    write_host(tmp_path / "traced", calls)
+    for name, factor in (("profiled", 1), ("slow", 4)):
+        row = Interval(func="write", ts=S, durations=[factor * dur for dur in durations])
+        write_host(tmp_path / name, [], intervals=[row])
+    runs = {name: open_trace(tmp_path / name) for name in ("traced", "profiled", "slow")}
+    (same,) = compare(runs["traced"], runs["profiled"]).functions
+    assert (same.verdict, same.change_ns) == (Verdict.SAME, 0)
+    assert same.distributions
+    assert same.distributions.superiority == 0.5
+    (slower,) = compare(runs["traced"], runs["slow"]).functions
+    assert slower.verdict is Verdict.SLOWER
+    done = subprocess.run(
+        [sys.executable, "-m", "datacrumbs.cli.compare", tmp_path / "traced", tmp_path / "slow"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "100 profiled calls" in done.stdout
+    assert "unoverlapped" not in done.stdout
+
+
+@given(st.lists(st.integers(0, 2**62), min_size=1, max_size=50))
+def test_folding_a_histogram_keeps_each_power_of_two(values: list[int]) -> None:
+    histograms = Histograms()
+    histograms.add(np.zeros(len(values), np.intp), np.array(values, np.int64))
+    folded = by_power(histograms.counts(0))
+    buckets = np.flatnonzero(folded)
+    powers = sorted({value.bit_length() for value in values})
+    assert [0 if at == 0 else at // 32 + 1 for at in buckets] == powers
+    assert [folded[at] for at in buckets] == [
+        sum(value.bit_length() == power for value in values) for power in powers
+    ]
+
+
+def test_explanations_and_exports_say_what_they_do_not_have(tmp_path: Path) -> None:
+    write_host(tmp_path / "run", [Call(func="solve", ts=1, dur=5)], **profile(functions=("solve",)))
+    run = [sys.executable, "-m"]
+    explained = subprocess.run(
+        [*run, "datacrumbs.cli.explain", tmp_path / "run"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "33 calls were added up in profile mode" in " ".join(explained.stdout.split())
+    exported = subprocess.run(
+        [*run, "datacrumbs.cli.export", tmp_path / "run", "-o", tmp_path / "out.csv"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "not exported: 33 calls of profile mode" in exported.stderr
