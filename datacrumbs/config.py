@@ -118,6 +118,13 @@ class Ring(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     strings_bytes: Annotated[int, Meta(ge=1 << 16, le=1 << 30)] = 8 << 20
 
 
+class Profile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Profile mode: how often its sums are taken, and room for them."""
+
+    interval_s: Annotated[float, Meta(ge=0.1, le=60)] = 1.0
+    entries: Annotated[int, Meta(ge=1024, le=1 << 22)] = 65_536
+
+
 class Segment(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The pieces a trace is written in."""
 
@@ -160,6 +167,7 @@ class SystemConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     signing: Signing = Signing()
     policy: Policy = Policy()
     ring: Ring = Ring()
+    profile: Profile = Profile()
     segment: Segment = Segment()
     limits: Limits = Limits()
     jobs: Jobs = Jobs()

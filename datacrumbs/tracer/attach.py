@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class Attached:
     strings_fd: int
     mark_job_fd: int
     unfinished_fd: int
+    profile_fds: list[int]  # the two maps of profile mode; none without it
 
 
 def power_of_two(size: int) -> int:
@@ -102,12 +104,14 @@ def attach(
     rings, ring_bytes = ring_sizes(config, possible_cpus())
     bpf.set_entries("rings", rings)
     bpf.set_entries("strings", power_of_two(config.ring.strings_bytes))
+    bpf.set_entries("rates", plan.rate_entries())
     mechanism = choose() if users or points else Mechanism.SINGLE
     prepare(bpf, mechanism if users else None)
     usdt.prepare(bpf, points, mechanism)
     arguments.reserve(bpf, plan.arguments)
     bpf.load()
     arguments.tell(bpf, plan.arguments)
+    profile_fds = add_profiles(bpf, config.profile.entries) if plan.profiles() else []
     ring_fds = [bpf.add_ring("rings", i, ring_bytes) for i in range(rings)]
     for name in ("on_fork", "on_exec", "on_exit", *(("on_cgroup",) if job else ())):
         bpf.attach(name)
@@ -125,11 +129,32 @@ def attach(
         bpf.map_fd("strings"),
         bpf.iterator("mark_job"),
         bpf.iterator("unfinished"),
+        profile_fds,
     )
     if job:
         read_all(attached.mark_job_fd)
     attach_client(bpf, config.client_library_path())
     return attached
+
+
+def add_profiles(bpf: Object, entries: int) -> list[int]:
+    """The two maps that calls are added up in by turns; the first is in use."""
+    sizes = ctypes.sizeof(layout.ProfileKey), ctypes.sizeof(layout.Profile)
+    fds = [bpf.new_hash("dc_profile", *sizes, entries) for _ in range(2)]
+    bpf.put("profiles", 0, ctypes.c_uint32(fds[0]))
+    return fds
+
+
+def check_profiles(attached: Attached) -> None:
+    """Change the maps once, as the run's user; raises `UserError` if the kernel forbids it."""
+    try:
+        for fd in attached.profile_fds[:1]:
+            attached.object.put("profiles", 0, ctypes.c_uint32(fd))
+    except UserError as error:
+        raise UserError(
+            f"mode profile: {error.message}",
+            hint="this kernel keeps users from their own BPF maps: mode trace, or Linux 5.19",
+        ) from error
 
 
 def read_all(fd: int) -> None:

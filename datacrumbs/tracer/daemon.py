@@ -29,7 +29,7 @@ from datacrumbs.signing.keys import load_public_keys
 from datacrumbs.trace.rundir import create_run_directory
 from datacrumbs.trace.runfile import ProbeFileFacts, write_run_info
 from datacrumbs.tracer import layout, privileges
-from datacrumbs.tracer.attach import Attached, JobCgroup, attach
+from datacrumbs.tracer.attach import Attached, JobCgroup, attach, check_profiles
 from datacrumbs.tracer.recorder import WAKE, Recorder, Run, first_run_info
 
 READY = "ready"
@@ -259,6 +259,7 @@ def _child(run: Run, attached: Attached, entry: struct_passwd, write_fd: int, lo
         log.say(f"recording {len(attached.plan.functions)} functions to {directory}")
         for layer, name, reason in attached.plan.skipped[:20]:
             log.say(f"not traced: {layer}: {name}: {reason}")
+        check_profiles(attached)
         tell(READY)
         Recorder(run, attached, directory, info, say=say, beat=tell).record()
     except UserError as error:
