@@ -54,6 +54,7 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_lifetime_s: Positive = 30 * 24 * 3600
     binaries: tuple[str, ...] = ("/*",)
     syscalls: tuple[str, ...] = ("*",)
+    custom: bool = False
 
 
 class Ring(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
