@@ -10,8 +10,9 @@ from pathlib import Path
 
 from datacrumbs.config import SystemConfig
 from datacrumbs.errors import UserError
-from datacrumbs.probes.model import ProbeList, SyscallLayer, UsdtLayer, UserLayer
+from datacrumbs.probes.model import CustomLayer, ProbeList, SyscallLayer, UsdtLayer, UserLayer
 from datacrumbs.tracer import arguments, layout, usdt
+from datacrumbs.tracer.custom import Custom, attach_custom, plan_custom
 from datacrumbs.tracer.libbpf import OBJECT_PATH, Object
 from datacrumbs.tracer.plan import Plan
 from datacrumbs.tracer.system_calls import attach_syscalls, plan_syscalls
@@ -40,7 +41,7 @@ class JobCgroup:
 
 @dataclass(slots=True)
 class Attached:
-    """The loaded object, its rings' descriptors and the two iterators."""
+    """The loaded object, its rings' descriptors, the two iterators, custom programs."""
 
     object: Object
     plan: Plan
@@ -50,6 +51,13 @@ class Attached:
     mark_job_fd: int
     unfinished_fd: int
     profile_fds: list[int]  # the two maps of profile mode; none without it
+    custom: list[Custom]
+
+    def detach(self) -> None:
+        """End all probes; what the rings hold stays."""
+        self.object.detach()
+        for custom in self.custom:
+            custom.detach()
 
 
 def power_of_two(size: int) -> int:
@@ -91,6 +99,7 @@ def attach(
     plan = Plan(probes, constants)
     users: list[tuple[UserLayer, list[Numbered]]] = []
     points: list[usdt.Opened] = []
+    programs: list[tuple[CustomLayer, dict[str, int]]] = []
     for layer in probes.layers:
         if isinstance(layer, SyscallLayer):
             plan_syscalls(layer, plan)
@@ -99,6 +108,8 @@ def attach(
         elif isinstance(layer, UsdtLayer):
             opened = usdt.open_usdt(layer, plan)
             points += [opened] if opened else []
+        elif isinstance(layer, CustomLayer):
+            programs.append((layer, plan_custom(layer, plan)))
         else:
             plan.skipped.append((layer.name, "all", "this version cannot attach such a layer"))
     rings, ring_bytes = ring_sizes(config, possible_cpus())
@@ -118,6 +129,7 @@ def attach(
     for layer, functions in users:
         attach_user(bpf, layer, functions, plan, mechanism)
     usdt.attach_usdt(bpf, points, plan, mechanism)
+    custom = attach_custom(programs, plan, allowed=config.policy.custom, log=log)
     if not any(count for *_, count in plan.mechanisms):
         raise UserError("no probe of the probe file can be attached on this host")
     attach_syscalls(bpf, plan)
@@ -130,6 +142,7 @@ def attach(
         bpf.iterator("mark_job"),
         bpf.iterator("unfinished"),
         profile_fds,
+        custom,
     )
     if job:
         read_all(attached.mark_job_fd)

@@ -45,6 +45,7 @@ from datacrumbs.trace.schema import (
 )
 from datacrumbs.tracer import layout
 from datacrumbs.tracer.attach import Attached, power_of_two, read_all
+from datacrumbs.tracer.custom import RING_BYTES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -127,6 +128,8 @@ class Recorder:
         self._attached, self._directory, self._info = attached, directory, info
         self._say, self._beat = say, beat
         self._rings = [EventRing(fd, attached.ring_bytes) for fd in attached.ring_fds]
+        self._rings += [EventRing(one.ring_fd, RING_BYTES) for one in attached.custom]
+        self._custom_lost = [one.lost() for one in attached.custom]
         size = power_of_two(run.config.ring.strings_bytes)
         self._strings = StringRing(attached.strings_fd, size)
         self._names = Names(max_files=run.config.limits.files, kept=attached.plan.arguments)
@@ -202,7 +205,7 @@ class Recorder:
             self._writer.write_rows(table, dict(zip(names, columns, strict=True)))
 
     def _stop(self) -> None:
-        self._attached.object.detach()
+        self._attached.detach()
         read_all(self._attached.unfinished_fd)
         while self._drain():
             pass
@@ -216,7 +219,7 @@ class Recorder:
 
     def _counts(self) -> tuple[Counts, LostBy, FilteredBy]:
         lost_by = LostBy(
-            ring=self._sum("lost"),
+            ring=self._sum("lost") + sum(count[0] for count in self._custom_lost),
             profile=self._sum("lost_profile"),
             strings=self._sum("lost_strings") + self._writer.rows_lost + self._names.over_limit,
             disk=self._disk_lost + self._writer.calls_lost,
