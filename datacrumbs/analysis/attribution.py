@@ -60,6 +60,7 @@ class SlowCall:
     ts: int
     func: int
     process: int
+    pid: int
     tid: int
     file: int
     offset: int
@@ -358,5 +359,5 @@ class _Slowest:
 
 def _slow_call(batch: Nested, row: int) -> SlowCall:
     rows = batch.rows
-    facts = {name: int(rows[name][row]) for name in ("ts", "func", "tid", *COLUMNS)}
+    facts = {name: int(rows[name][row]) for name in ("ts", "func", "pid", "tid", *COLUMNS)}
     return SlowCall(dur_ns=int(rows["dur"][row]), process=int(batch.process[row]), **facts)

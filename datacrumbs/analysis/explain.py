@@ -69,17 +69,18 @@ def explain(
     homes: list[_Home] = []
     targets = Targets()
     for host, part in zip(hosts, _parts(hosts, selection, ranks, progress), strict=True):
-        homes.append(_Home.of(host, part, ranks))
-        homes[-1].add_to(targets, part)
+        home = _Home.of(host, part, ranks)
+        home.add_to(targets, part)
+        homes.append(home.light(part))
     return _explanation(trace, homes, targets, selection, top)
 
 
 @dataclass(frozen=True, slots=True)
 class _Home:
-    """A host with its sums, and what its numbers stand for."""
+    """A host, what its numbers stand for, and of its sums the few that are about all of it."""
 
     trace: HostTrace
-    part: Attribution
+    counts: dict[str, int]
     functions: Functions
     processes: list[Process]
     paths: dict[int, str]
@@ -91,7 +92,13 @@ class _Home:
         paths = zip(files["file"].to_pylist(), files["path"].to_pylist(), strict=True)
         processes = ProcessIndex(host.table("processes")).processes()
         functions = Functions(host.table("functions"))
-        return cls(host, part, functions, processes, dict(paths), ranks)
+        counts = {name: getattr(part, name) for name in _COUNTS}
+        return cls(host, counts, functions, processes, dict(paths), ranks)
+
+    def light(self, part: Attribution) -> _Home:
+        """With the paths of the slowest calls only: there may be many hosts."""
+        slow = {call.file for calls in part.slowest.values() for call in calls}
+        return replace(self, paths={file: self.path_of(file) for file in slow})
 
     def add_to(self, targets: Targets, part: Attribution) -> None:
         targets.add(self.trace.host, part, self.functions, self.who, self.path_of)
@@ -105,6 +112,9 @@ class _Home:
 
     def path_of(self, file: int) -> str:
         return self.paths.get(file, f"<file {file:x}>")
+
+
+_COUNTS = ("events", "orphans", "overlapping", "targets")
 
 
 def _parts(
@@ -170,15 +180,11 @@ def _explanation(
     trace: Trace, homes: list[_Home], targets: Targets, selection: Selection, top: int | None
 ) -> Explanation:
     runs = [home.trace.run for home in homes if home.trace.run]
-    parts = [home.part for home in homes]
-    facts = [host_facts(home.trace, home.part.events) for home in homes]
+    facts = [host_facts(home.trace, home.counts["events"]) for home in homes]
     ordered = sorted(targets.by_key.values(), key=lambda t: (-t.time_ns, t.key))
     whole_ns = sum(target.time_ns for target in ordered)
     by_name = {home.trace.host: home for home in homes}
-    sums = {
-        name: sum(getattr(part, name) for part in parts)
-        for name in ("events", "orphans", "overlapping", "targets")
-    }
+    sums = {name: sum(home.counts[name] for home in homes) for name in _COUNTS}
     lost = sum(run.counts.lost for run in runs)
     return Explanation(
         run_id=runs[0].run_id if runs else trace.path.name,
@@ -323,7 +329,7 @@ def _slow_call(
     self_ns = {p: int(values.sum()) for p, values in found.self_ns().items()} if found else {}
     return SlowCall(
         host=host,
-        pid=who.pid,
+        pid=call.pid,
         tid=call.tid,
         rank=who.rank,
         start_ns=int(clock.to_real_ns(np.array([call.ts]))[0]) if clock else None,

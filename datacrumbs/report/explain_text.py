@@ -65,9 +65,10 @@ def _facts(explanation: Explanation) -> Text:
     facts = [f"Run {explanation.run_id}"]
     facts += [f"user {explanation.user}"] if explanation.user else []
     text = Text(printable(", ".join([*facts, f"on {where}"])), "bold")
+    functions = f"{explanation.functions} function" + "s" * (explanation.functions != 1)
     what = (
-        f"{explanation.selection}: {human_count(explanation.targets)} of "
-        f"{explanation.functions} functions, {human_ns(explanation.time_ns)} summed over threads"
+        f"Explained: {explanation.selection}; {human_count(explanation.targets)} calls, "
+        f"{functions}, {human_ns(explanation.time_ns)} summed over threads"
     )
     return text.append("\n" + printable(what), "default")
 

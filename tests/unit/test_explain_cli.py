@@ -75,7 +75,8 @@ def test_the_page_says_what_the_json_says(trace: Path) -> None:
     text, (found,) = page(trace), data(trace)["explained"]
     assert (found["name"], found["count"], found["time_ns"]) == ("pwrite64", 120, 11_200_000)
     assert in_one_line(text).startswith(
-        "Run 4711, user alice, on n1 I/O calls: 120 of 1 functions, 11.2 ms summed over threads "
+        "Run 4711, user alice, on n1 Explained: I/O calls; 120 calls, 1 function, 11.2 ms summed "
+        "over threads "
         "Complete: 500 events kept, none lost, 0 filtered. "
         "1. pwrite64 (syscall): 120 calls, 11.2 ms, 100 % of the time, mean 93.3 us, p50 10.0 us, "
         "p99 510 us, max 510 us, 480 KiB Where"
