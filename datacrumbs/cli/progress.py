@@ -11,13 +11,13 @@ PATIENCE_S = 2.0
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
     """Gives a function to call with how much more of ``total`` is done.
 
-    Shows nothing on a standard error that is no terminal, nor in the first `PATIENCE_S`; what
-    it showed is gone at the end.
+    Shows nothing when ``quiet``, on a standard error that is no terminal, and in the first
+    `PATIENCE_S`; what it showed is gone at the end.
     """
-    if not sys.stderr.isatty():
+    if quiet or not sys.stderr.isatty():
         yield lambda _: None
         return
     bar = _Bar(what, total)

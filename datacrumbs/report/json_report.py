@@ -8,15 +8,17 @@ from typing import Any, TextIO
 import msgspec
 
 from datacrumbs.analysis.explanation import Explanation
-from datacrumbs.analysis.model import Summary
 from datacrumbs.report.sentences import sentence, split_sentence
 
 _NOT_PLAIN = re.compile(r"[\x7f-\U0010ffff]")
 
 
-def write_json(summary: Summary, stream: TextIO) -> None:
-    """Write ``summary`` and a newline. ASCII only: a file name cannot reach the terminal raw."""
-    _write(summary, stream)
+def write_json(found: msgspec.Struct, stream: TextIO, *, indent: int = 1) -> None:
+    """Write ``found`` and a newline, on one line with an ``indent`` of 0.
+
+    ASCII only: a file name cannot reach the terminal raw.
+    """
+    _write(found, stream, indent)
 
 
 def write_explanation_json(explanation: Explanation, stream: TextIO) -> None:
@@ -32,8 +34,8 @@ def write_explanation_json(explanation: Explanation, stream: TextIO) -> None:
     _write(plain, stream)
 
 
-def _write(data: Any, stream: TextIO) -> None:
-    text = msgspec.json.format(msgspec.json.encode(data), indent=1).decode()
+def _write(data: Any, stream: TextIO, indent: int = 1) -> None:
+    text = msgspec.json.format(msgspec.json.encode(data), indent=indent or -1).decode()
     stream.write(_NOT_PLAIN.sub(_escaped, text) + "\n")
 
 
