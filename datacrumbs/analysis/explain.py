@@ -32,6 +32,7 @@ from datacrumbs.analysis.explanation import (
     LaterWork,
     Part,
     SlowCall,
+    Stuck,
 )
 from datacrumbs.analysis.functions import Flags, Functions
 from datacrumbs.analysis.hosts import clock_of, host_facts, host_notes, missing_hosts
@@ -49,6 +50,9 @@ from datacrumbs.trace.runfile import State
 
 QUANTILE_ERROR = 0.06
 """Quantiles are the mean of a bucket of lengths, whose ends are 9 to 12 % apart."""
+
+WORTH_WORKERS = 1_000_000
+"""Of fewer events all hosts are read here: a worker takes half a second to start."""
 
 SLOWEST_SHOWN = 3
 """The longest calls of each function, looked at one by one."""
@@ -108,7 +112,8 @@ class _Home:
         if number >= len(self.processes):  # not in the table; all of those are one
             return Who(host, 0, None, "")
         process = self.processes[number]
-        return Who(host, process.pid, self.ranks.get((host, number)), process.comm)
+        rank = self.ranks.get((host, number)) if len(self.ranks) > 1 else None
+        return Who(host, process.pid, rank, process.comm)
 
     def path_of(self, file: int) -> str:
         return self.paths.get(file, f"<file {file:x}>")
@@ -123,7 +128,7 @@ def _parts(
     """The sums of each host, in order."""
     workers = min(len(hosts), len(os.sched_getaffinity(0)))
     told = progress or (lambda _: None)
-    if workers < 2:
+    if workers < 2 or sum(host.count() for host in hosts) < WORTH_WORKERS:
         yield from (attribute(host, selection, ranks, told) for host in hosts)
         return
     # fork is not safe beside the threads of pyarrow
@@ -215,6 +220,8 @@ def _notes(lost: int, sums: dict[str, int], found: int) -> list[str]:
     orphans, overlapping = sums["orphans"], sums["overlapping"]
     if sums["events"] and not found:
         notes.append("No call of the trace is among those asked for.")
+    if not sums["events"]:
+        notes.append("There are no calls in the trace: see datacrumbs_report.")
     if lost:
         notes.append(
             f"{lost} events were lost: where one is missing, the time of its call counts for the "
@@ -241,6 +248,10 @@ def _explained(target: Target, whole_ns: int, homes: dict[str, _Home]) -> Explai
         failed=target.failed,
         unfinished=target.unfinished,
         unfinished_ns=target.unfinished_ns,
+        stuck_in=[
+            Stuck(layer=key.layer, name=key.name, threads=threads)
+            for key, threads in target.stuck.most_common()
+        ],
         time_ns=time_ns,
         share=_share(time_ns, whole_ns),
         mean_ns=round(_share(time_ns, count)),

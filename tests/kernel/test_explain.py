@@ -5,22 +5,16 @@ from __future__ import annotations
 import json
 import os
 import platform
-import pwd
 import re
 import subprocess
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kernel.tracing import BIN, RUN_ID, TracedRun, site_for
+from kernel.tracing import BIN, RUN_ID, TracedRun
 
 from datacrumbs.probes import model
 from datacrumbs.probes.elf import find_binary, read_functions
-from datacrumbs.probes.file import write_probe_file
-from datacrumbs.signing import envelope, keys
 
 pytestmark = pytest.mark.root
 
@@ -62,54 +56,20 @@ int main(void) {
 """
 
 
-@dataclass(slots=True)
-class LayeredRun(TracedRun):
-    """A run with functions of ELF files as layers of their own, above the system calls'."""
-
-    binaries: dict[str, tuple[Path, str]] = field(default_factory=dict)  # file and regex by layer
-
-    def _sign(self, select: model.Select) -> Path:
-        now = int(time.time())
-        machine = platform.machine()
-        layers: list[model.Layer] = [_layer(name, *what) for name, what in self.binaries.items()]
-        calls = ["openat", "read", "pwrite64", "fsync", "close"]
-        layers.append(model.SyscallLayer(name="syscall", functions=calls, select=select))
-        probes = model.ProbeList(
-            format=model.FORMAT,
-            uid=self.user.pw_uid,
-            user=self.user.pw_name,
-            created=now,
-            expires=now + 3600,
-            host="test",
-            cluster="",
-            machine=machine,
-            layers=layers,
-        )
-        path = self.root / "probes.json.gz"
-        key = keys.load_private_key(self.root / "private.pem")
-        write_probe_file(path, envelope.sign(model.encode(probes), key))
-        return path
-
-    def explain(self, *options: str) -> Any:
-        """The JSON of the command for the run's trace, as the run's user."""
-        done = subprocess.run(
-            [
-                BIN / "datacrumbs_explain",
-                "--format",
-                "json",
-                *options,
-                self.root / "traces" / RUN_ID,
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-            user=self.user.pw_uid,
-            group=self.user.pw_gid,
-            extra_groups=[],
-            env={"PATH": "/usr/bin:/bin", "HOME": str(self.work)},
-        )
-        assert done.stderr == ""
-        return json.loads(done.stdout)
+def explain(run: TracedRun, *options: str) -> Any:
+    """The JSON of the command for the run's trace, as the run's user."""
+    done = subprocess.run(
+        [BIN / "datacrumbs_explain", "--format", "json", *options, run.root / "traces" / RUN_ID],
+        capture_output=True,
+        text=True,
+        check=True,
+        user=run.user.pw_uid,
+        group=run.user.pw_gid,
+        extra_groups=[],
+        env={"PATH": "/usr/bin:/bin", "HOME": str(run.work)},
+    )
+    assert done.stderr == ""
+    return json.loads(done.stdout)
 
 
 def _layer(name: str, binary: Path, regex: str) -> model.UserLayer:
@@ -123,24 +83,20 @@ def _layer(name: str, binary: Path, regex: str) -> model.UserLayer:
     )
 
 
-@pytest.fixture
-def run(ordinary_user: pwd.struct_passwd) -> Iterator[LayeredRun]:
-    with site_for(ordinary_user) as site:
-        yield LayeredRun(site.root, site.user)
-
-
-def traced(run: LayeredRun, program: Path) -> None:
-    with run.daemon():
+def traced(run: TracedRun, program: Path, *layers: model.UserLayer) -> None:
+    """Trace ``program`` with its system calls and ``layers``."""
+    calls = ["openat", "read", "pwrite64", "fsync"]
+    syscalls = model.SyscallLayer(name="syscall", functions=calls)
+    with run.daemon(*layers, syscalls):
         run.run(program)
     run.trace()
 
 
-def test_checkpoints_that_fsync_are_the_slow_ones(run: LayeredRun) -> None:
+def test_checkpoints_that_fsync_are_the_slow_ones(traced_run: TracedRun) -> None:
     """A function of the program, of whose 200 calls 20 end with an fsync."""
-    program = run.compile(CHECKPOINTS)
-    run.binaries["app"] = (program, "checkpoint")
-    traced(run, program)
-    (found,) = run.explain("--call", "checkpoint")["explained"]
+    program = traced_run.compile(CHECKPOINTS)
+    traced(traced_run, program, _layer("app", program, "checkpoint"))
+    (found,) = explain(traced_run, "--call", "checkpoint")["explained"]
     assert found["count"] == 200
     inside = {inner["name"]: inner for inner in found["inside"]}
     assert {name: inner["count"] for name, inner in inside.items()} == {
@@ -157,27 +113,27 @@ def test_checkpoints_that_fsync_are_the_slow_ones(run: LayeredRun) -> None:
     assert "forcing data to stable storage. fsync (syscall)" in first["sentence"]
 
 
-def test_synchronous_writes_are_told_by_their_file(run: LayeredRun) -> None:
+def test_synchronous_writes_are_told_by_their_file(traced_run: TracedRun) -> None:
     """The same pwrite64 on a file with O_SYNC and on one without."""
-    traced(run, run.compile(TWO_FILES))
-    (found,) = run.explain("--call", "pwrite64")["explained"]
+    traced(traced_run, traced_run.compile(TWO_FILES))
+    (found,) = explain(traced_run, "--call", "pwrite64")["explained"]
     assert found["count"] == 200
     findings = {f["kind"]: f for f in found["variation"]["findings"]}
-    assert findings["file"]["name"] == f"{run.work}/synchronous"
+    assert findings["file"]["name"] == f"{traced_run.work}/synchronous"
     assert findings["file"]["share"] > 0.5
     assert findings["file"]["slow_share"] > 0.7
     assert findings["file"]["fast_share"] < 0.1
-    assert {call["path"] for call in found["slowest"]} == {f"{run.work}/synchronous"}
-    alone = run.explain("--file", "buffered")["explained"]
+    assert {call["path"] for call in found["slowest"]} == {f"{traced_run.work}/synchronous"}
+    alone = explain(traced_run, "--file", "buffered")["explained"]
     assert {e["name"]: e["count"] for e in alone} == {"openat": 1, "pwrite64": 160}
 
 
-def test_freads_that_read_are_the_slow_ones(run: LayeredRun) -> None:
+def test_freads_that_read_are_the_slow_ones(traced_run: TracedRun) -> None:
     """1024 freads of 4 KiB through a buffer of 256 KiB: 16 of them call read."""
-    (run.work / "input").write_bytes(os.urandom(1 << 22))
-    run.binaries["libc"] = (find_binary("libc.so.6", platform.machine()), "fread")
-    traced(run, run.compile(BUFFERS))
-    (found,) = run.explain("--call", "fread")["explained"]
+    (traced_run.work / "input").write_bytes(os.urandom(1 << 22))
+    libc = _layer("libc", find_binary("libc.so.6", platform.machine()), "fread")
+    traced(traced_run, traced_run.compile(BUFFERS), libc)
+    (found,) = explain(traced_run, "--call", "fread")["explained"]
     assert found["count"] == 1024
     assert [(i["depth"], i["name"], i["count"]) for i in found["inside"]] == [
         (0, "fread", 1024),

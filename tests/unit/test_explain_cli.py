@@ -94,7 +94,7 @@ def test_the_page_says_what_the_json_says(trace: Path) -> None:
         "calls."
     )
     assert "Slowest 510 us: 22:13:20." in in_one_line(text)
-    assert "on n1, rank 0, pid 100 tid 101, /data/out, 4.00 KiB at 0; in jbd2_log_wait" in (
+    assert "on n1, pid 100 tid 101, /data/out, 4.00 KiB at 0; in jbd2_log_wait" in (
         in_one_line(text)
     )
     assert "By cause journal 89 %, " in in_one_line(text)
@@ -140,6 +140,20 @@ def test_a_run_that_goes_on(tmp_path: Path) -> None:
     text = page(tmp_path)
     assert "Cut off: 4 events kept" in text
     assert "100 % of the time" in in_one_line(text)
+
+
+def test_calls_that_hang_are_said_to_be_somewhere(tmp_path: Path) -> None:
+    hangs = write_stack(BEGIN_NS)
+    for _, call in hangs.walk():
+        call.flags, call.dur = 1, BEGIN_NS + 10**9 - call.start
+    text = in_one_line(page(write_run(tmp_path, [Host(name="n1", threads={(1, 1): [hangs]})])))
+    assert "1 calls had not returned, after 1.00 s in all: not in what follows." in text
+    assert "Innermost, by threads: copy_folio_from_iter_atomic on 1." in text
+
+
+def test_a_trace_without_calls_says_so(tmp_path: Path) -> None:
+    text = page(write_run(tmp_path, [Host(name="n1", threads={(1, 1): []})]))
+    assert "There are no calls in the trace: see datacrumbs_report." in text
 
 
 def test_names_cannot_reach_the_terminal(tmp_path: Path) -> None:
