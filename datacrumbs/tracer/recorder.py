@@ -123,7 +123,8 @@ class Recorder:
         self._writer = TraceWriter(directory, segment_events=run.config.segment.events)
         self._counters = attached.object.shared(".data.counters", layout.Counters * layout.MAX_CPUS)
         fds = attached.profile_fds
-        self._profile = Profile(attached.object, fds) if fds else None
+        since_ns = info.clocks[0].mono_ns
+        self._profile = Profile(attached.object, fds, since_ns=since_ns) if fds else None
         self._interval_s = run.config.profile.interval_s
         self._profiled = 0
         self._disk_lost = 0
@@ -156,7 +157,8 @@ class Recorder:
             if got:
                 self._say(self.status())
             if now >= interval_at:
-                interval_at = max(interval_at + self._interval_s, now)
+                behind = now - interval_at > self._interval_s
+                interval_at = (now if behind else interval_at) + self._interval_s
                 self._take_profile()
             if now >= flush_at:
                 flush_at = now + FLUSH_S
