@@ -5,7 +5,7 @@
 #pragma once
 #include <linux/types.h>
 
-#define DC_LAYOUT 3
+#define DC_LAYOUT 4
 #define DC_SYSCALLS 512	     /* system call numbers below this can be traced */
 #define DC_MAX_CPUS 1024     /* counters are kept per CPU, modulo this */
 #define DC_RUN_ID_MAX 64
@@ -103,6 +103,7 @@ struct dc_rule {
 
 /* set before load */
 #define DC_FUNCTIONS 65536
+#define DC_JOB_NAME_MAX 64
 #define DC_LAYERS 256
 struct dc_config {
 	struct dc_call calls[DC_SYSCALLS];
@@ -111,7 +112,8 @@ struct dc_config {
 	struct dc_rule rules[DC_RULES]; /* first those to include, then those to exclude */
 	__u32 includes, rules_used;
 	char run_id[DC_RUN_ID_MAX];
-	__u64 job_cgroup;    /* kernfs id; 0: no `select: job` */
+	char job_name[DC_JOB_NAME_MAX]; /* of the job's cgroup, which need not be there yet; or "" */
+	__u64 job_cgroup;    /* its kernfs id, in version 2; neither: no `select: job` */
 	__u32 uid;	     /* the run's user */
 	__u32 ns_inum;	     /* the daemon's PID namespace */
 	__u32 cpus_per_ring;

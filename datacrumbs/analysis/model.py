@@ -141,11 +141,12 @@ class AccessSummary(Struct, frozen=True, kw_only=True):
 
 
 class HostSummary(Struct, frozen=True, kw_only=True):
-    """One host's part of the run."""
+    """One host's part of the run. ``clock_residual_ns``: see `hosts.HostFacts`."""
 
     host: str
     state: State
     kernel: str
+    clock_residual_ns: int | None
     mechanisms: list[Mechanism]
     counts: Counts
     wall_ns: int
@@ -191,6 +192,7 @@ class Summary(Struct, frozen=True, kw_only=True):
     bytes_written: int
     quantile_error: float
     notes: list[str]
+    missing_hosts: list[str]
     skipped: list[Skipped]
     hosts: list[HostSummary]
     layers: list[LayerSummary]

@@ -15,6 +15,7 @@ from datacrumbs.analysis.files import (
     top_files,
 )
 from datacrumbs.analysis.functions import UNKNOWN_LAYER
+from datacrumbs.analysis.hosts import HostFacts, host_facts, host_notes, missing_hosts
 from datacrumbs.analysis.keys import Numbers
 from datacrumbs.analysis.model import (
     AccessSummary,
@@ -103,12 +104,16 @@ class _HostPart:
             bytes_written=said.bytes_written,
         )
 
+    def facts(self) -> HostFacts:
+        return host_facts(self.trace, self.events)
+
     def summary(self) -> HostSummary:
         wall_ns = self.stopped_ns - self.started_ns
         return HostSummary(
             host=self.trace.host,
             state=self.trace.state,
             kernel=self.trace.run.kernel if self.trace.run else "",
+            clock_residual_ns=self.facts().clock_residual_ns,
             mechanisms=self.trace.run.mechanisms if self.trace.run else [],
             counts=self.counts(),
             wall_ns=wall_ns,
@@ -286,7 +291,9 @@ def _summary(
         unoverlapped_ns=unoverlapped_ns,
         unoverlapped_share=_known_share(unoverlapped_ns, host_wall_ns),
         quantile_error=POWER_ERROR_BOUND if profiled else ERROR_BOUND,
-        notes=_notes(parts, functions, processes),
+        notes=host_notes(trace, [part.facts() for part in parts])
+        + _notes(parts, functions, processes),
+        missing_hosts=missing_hosts(trace),
         skipped=_skipped(parts),
         hosts=hosts,
         layers=layers,

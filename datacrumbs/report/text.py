@@ -106,6 +106,9 @@ def _honesty(summary: Summary) -> Iterator[Text]:
         f"{human_count(summary.unfinished)} unfinished; {human_bytes(summary.bytes_on_disk)}.",
         "default",
     )
+    residuals = [host.clock_residual_ns or 0 for host in summary.hosts]
+    if len(residuals) > 1:
+        line.append(f" Clocks of the hosts to {human_ns(max(residuals))}.", "default")
     yield line
     if _MORE[summary.state]:
         yield Text(_MORE[summary.state], colour)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from datacrumbs.config import SystemConfig
 from datacrumbs.errors import UserError
-from datacrumbs.probes.model import ProbeList, SyscallLayer, UsdtLayer, UserLayer
+from datacrumbs.probes.model import CustomLayer, ProbeList, SyscallLayer, UsdtLayer, UserLayer
 from datacrumbs.tracer import arguments, layout, usdt
+from datacrumbs.tracer.custom import Custom, attach_custom, plan_custom
 from datacrumbs.tracer.libbpf import OBJECT_PATH, Object
 from datacrumbs.tracer.plan import Plan
 from datacrumbs.tracer.system_calls import attach_syscalls, plan_syscalls
@@ -26,9 +27,21 @@ from datacrumbs.tracer.user_functions import (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class JobCgroup:
+    """The cgroup of a job, for layers with ``select: job``.
+
+    Either ``id``, the kernel's, of one of version 2 that exists; or ``name``, the last part of its
+    path, of one in any hierarchy, which may come later.
+    """
+
+    id: int = 0
+    name: str = ""
+
+
 @dataclass(slots=True)
 class Attached:
-    """The loaded object, its rings' descriptors and the two iterators."""
+    """The loaded object, its rings' descriptors, the two iterators, custom programs."""
 
     object: Object
     plan: Plan
@@ -38,6 +51,13 @@ class Attached:
     mark_job_fd: int
     unfinished_fd: int
     profile_fds: list[int]  # the two maps of profile mode; none without it
+    custom: list[Custom]
+
+    def detach(self) -> None:
+        """End all probes; what the rings hold stays."""
+        self.object.detach()
+        for custom in self.custom:
+            custom.detach()
 
 
 def power_of_two(size: int) -> int:
@@ -62,7 +82,7 @@ def attach(
     *,
     config: SystemConfig,
     run_id: str,
-    job_cgroup: int,
+    job: JobCgroup | None,
     log: Callable[[str], None],
 ) -> Attached:
     """Load and attach everything; as root. Raises `UserError` when nothing can be traced."""
@@ -72,12 +92,14 @@ def attach(
         raise UserError(f"{OBJECT_PATH}: layout {constants.layout}", hint="reinstall datacrumbs")
     constants.run_id = run_id.encode()
     constants.uid = probes.uid
-    constants.job_cgroup = job_cgroup
+    if job:
+        constants.job_cgroup, constants.job_name = job.id, job.name.encode()
     constants.ns_inum = Path("/proc/self/ns/pid").stat().st_ino
     constants.cpus_per_ring = config.ring.cpus_per_ring
     plan = Plan(probes, constants)
     users: list[tuple[UserLayer, list[Numbered]]] = []
     points: list[usdt.Opened] = []
+    programs: list[tuple[CustomLayer, dict[str, int]]] = []
     for layer in probes.layers:
         if isinstance(layer, SyscallLayer):
             plan_syscalls(layer, plan)
@@ -86,6 +108,8 @@ def attach(
         elif isinstance(layer, UsdtLayer):
             opened = usdt.open_usdt(layer, plan)
             points += [opened] if opened else []
+        elif isinstance(layer, CustomLayer):
+            programs.append((layer, plan_custom(layer, plan)))
         else:
             plan.skipped.append((layer.name, "all", "this version cannot attach such a layer"))
     rings, ring_bytes = ring_sizes(config, possible_cpus())
@@ -100,11 +124,12 @@ def attach(
     arguments.tell(bpf, plan.arguments)
     profile_fds = add_profiles(bpf, config.profile.entries) if plan.profiles() else []
     ring_fds = [bpf.add_ring("rings", i, ring_bytes) for i in range(rings)]
-    for name in ("on_fork", "on_exec", "on_exit", *(("on_cgroup",) if job_cgroup else ())):
+    for name in ("on_fork", "on_exec", "on_exit", *(("on_cgroup",) if job else ())):
         bpf.attach(name)
     for layer, functions in users:
         attach_user(bpf, layer, functions, plan, mechanism)
     usdt.attach_usdt(bpf, points, plan, mechanism)
+    custom = attach_custom(programs, plan, allowed=config.policy.custom, log=log)
     if not any(count for *_, count in plan.mechanisms):
         raise UserError("no probe of the probe file can be attached on this host")
     attach_syscalls(bpf, plan)
@@ -117,8 +142,9 @@ def attach(
         bpf.iterator("mark_job"),
         bpf.iterator("unfinished"),
         profile_fds,
+        custom,
     )
-    if job_cgroup:
+    if job:
         read_all(attached.mark_job_fd)
     attach_client(bpf, config.client_library_path())
     return attached

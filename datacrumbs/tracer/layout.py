@@ -6,12 +6,13 @@ import ctypes
 import struct
 from enum import IntEnum
 
-LAYOUT = 3
+LAYOUT = 4
 SYSCALLS = 512
 FUNCTIONS = 65536
 LAYERS = 256
 MAX_CPUS = 1024
 RUN_ID_BYTES = 64
+JOB_NAME_BYTES = 64
 EVENT_BYTES = 64
 RULES = 32
 RULE_BYTES = 256
@@ -82,6 +83,7 @@ class Config(ctypes.Structure):
         ("includes", ctypes.c_uint32),
         ("rules_used", ctypes.c_uint32),
         ("run_id", ctypes.c_char * RUN_ID_BYTES),
+        ("job_name", ctypes.c_char * JOB_NAME_BYTES),
         ("job_cgroup", ctypes.c_uint64),
         ("uid", ctypes.c_uint32),
         ("ns_inum", ctypes.c_uint32),

@@ -9,6 +9,7 @@ import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from datacrumbs.errors import UserError
@@ -17,6 +18,7 @@ OBJECT_PATH = Path(__file__).with_name("datacrumbs.bpf.o")
 PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_RINGBUF = 1, 27
 BPF_LINK_CREATE = 28
+DETACHING_THREADS = 32
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}
 
 
@@ -72,6 +74,26 @@ def _load() -> ctypes.CDLL:
     for name in pointers:
         getattr(library, name).restype = ctypes.c_void_p
     return library
+
+
+def _at_once(action: Callable[[Any], object], objects: list[Any]) -> None:
+    """``action`` on each, several at a time: each waits for a grace period of the kernel (20 ms
+    and more for a link of uprobes), and those that wait together wait once."""
+    if len(objects) < 2:
+        for one in objects:
+            action(one)
+        return
+    todo = iter(objects)  # next() of a list's iterator is atomic
+
+    def work() -> None:
+        for one in todo:
+            action(one)
+
+    threads = [Thread(target=work) for _ in range(min(len(objects), DETACHING_THREADS))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 class Object:
@@ -313,9 +335,7 @@ class Object:
     def detach(self, since: tuple[int, int] = (0, 0)) -> None:
         """Detach what was attached since a mark; what the maps and rings hold stays."""
         links, fds = since
-        for fd in self._fds[fds:]:
-            os.close(fd)
+        _at_once(os.close, self._fds[fds:])
         del self._fds[fds:]
-        for link in self._links[links:]:
-            self._c.bpf_link__destroy(link)
+        _at_once(self._c.bpf_link__destroy, self._links[links:])
         del self._links[links:]

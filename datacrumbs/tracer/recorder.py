@@ -45,6 +45,7 @@ from datacrumbs.trace.schema import (
 )
 from datacrumbs.tracer import layout
 from datacrumbs.tracer.attach import Attached, power_of_two, read_all
+from datacrumbs.tracer.custom import RING_BYTES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,8 +54,18 @@ if TYPE_CHECKING:
 POLL_S = 0.1
 BUSY_POLL_S = 0.01
 FLUSH_S = 1.0
+TELL_S = 5.0
+"""How often systemd gets a status line."""
 STATUS_S = 60.0
 WAKE = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
+
+
+@dataclass(slots=True)
+class Told:
+    """When a status line was made, and the events until then: rates are since that."""
+
+    at_s: float
+    events: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +128,8 @@ class Recorder:
         self._attached, self._directory, self._info = attached, directory, info
         self._say, self._beat = say, beat
         self._rings = [EventRing(fd, attached.ring_bytes) for fd in attached.ring_fds]
+        self._rings += [EventRing(one.ring_fd, RING_BYTES) for one in attached.custom]
+        self._custom_lost = [one.lost() for one in attached.custom]
         size = power_of_two(run.config.ring.strings_bytes)
         self._strings = StringRing(attached.strings_fd, size)
         self._names = Names(max_files=run.config.limits.files, kept=attached.plan.arguments)
@@ -129,7 +142,7 @@ class Recorder:
         self._profiled = 0
         self._disk_lost = 0
         self._unfinished = 0
-        self._said = (time.monotonic(), 0)
+        self._logged, self._beaten = Told(time.monotonic()), Told(time.monotonic())
         functions = attached.plan.functions
         self._write_rows(
             FUNCTIONS,
@@ -155,7 +168,7 @@ class Recorder:
             pause_s = BUSY_POLL_S if self._drain() > 100_000 else POLL_S
             now = time.monotonic()
             if got:
-                self._say(self.status())
+                self._say(self.status(self._logged))
             if now >= interval_at:
                 behind = now - interval_at > self._interval_s
                 interval_at = (now if behind else interval_at) + self._interval_s
@@ -163,10 +176,11 @@ class Recorder:
             if now >= flush_at:
                 flush_at = now + FLUSH_S
                 self._writer.flush()
-                self._beat("")
+                tell = now >= self._beaten.at_s + TELL_S
+                self._beat(self.status(self._beaten) if tell else "")
             if now >= status_at:
                 status_at = now + STATUS_S
-                self._say(self.status())
+                self._say(self.status(self._logged))
                 self._save(State.RUNNING, clock=True)
 
     def _drain(self) -> int:
@@ -193,21 +207,21 @@ class Recorder:
             self._writer.write_rows(table, dict(zip(names, columns, strict=True)))
 
     def _stop(self) -> None:
-        self._attached.object.detach()
+        self._attached.detach()
         read_all(self._attached.unfinished_fd)
         while self._drain():
             pass
         self._take_profile()
         self._disk_lost += self._writer.close()
         self._save(State.COMPLETE, clock=True)
-        self._say(self.status())
+        self._say(self.status(self._logged))
 
     def _sum(self, name: str) -> int:
         return sum(int(getattr(c, name)) for c in self._counters)
 
     def _counts(self) -> tuple[Counts, LostBy, FilteredBy]:
         lost_by = LostBy(
-            ring=self._sum("lost"),
+            ring=self._sum("lost") + sum(count[0] for count in self._custom_lost),
             profile=self._sum("lost_profile"),
             strings=self._sum("lost_strings") + self._writer.rows_lost + self._names.over_limit,
             disk=self._disk_lost + self._writer.calls_lost,
@@ -246,15 +260,14 @@ class Recorder:
         except OSError as error:
             self._say(f"run.json: {error.strerror}")
 
-    def status(self) -> str:
-        """One line: events and profiled calls, their rate since the last line, lost, filtered,
+    def status(self, told: Told) -> str:
+        """One line: events and profiled calls, their rate since ``told``, lost, filtered,
         bytes written.
         """
         counts, lost_by, _ = self._counts()
-        now, (then, before) = time.monotonic(), self._said
-        total = counts.events + counts.profiled
-        rate = (total - before) / max(now - then, 1e-9)
-        self._said = (now, total)
+        now, total = time.monotonic(), counts.events + counts.profiled
+        rate = (total - told.events) / max(now - told.at_s, 1e-9)
+        told.at_s, told.events = now, total
         profiled = f"{counts.profiled} calls profiled, " if self._profile else ""
         line = (
             f"{counts.events} events, {profiled}{rate:.0f}/s, {counts.lost} lost, "

@@ -274,6 +274,21 @@ int main(void) {
 """
 
 
+@pytest.mark.parametrize("version", ["cgroup", "cgroup2"])
+def test_a_job_whose_cgroup_comes_after_the_daemon(traced_run: TracedRun, version: str) -> None:
+    if version not in Path("/proc/filesystems").read_text().split():
+        pytest.skip("this kernel has no such cgroups")
+    name = Path(f"datacrumbs-test-{os.getpid()}")
+    become = f"setpriv --reuid {traced_run.user.pw_uid} --clear-groups dd if=/dev/zero of=/dev/null"
+    with traced_run.daemon(cgroup=name), job_cgroup(version) as cgroup:
+        assert cgroup.name == name.name
+        inside = f"mkdir {cgroup}/step; echo $$ > {cgroup}/step/cgroup.procs; {become}"
+        subprocess.run(["sh", "-c", f"{inside} bs=4097 count=23 status=none"], check=True)
+        (cgroup / "step").rmdir()
+        subprocess.run(["sh", "-c", f"{become} bs=4097 count=23 status=none"], check=True)
+    assert len(traced_run.trace().calls("ts", "name = 'write' AND ret = 4097")) == 23
+
+
 def test_static_binary_of_a_job(traced_run: TracedRun) -> None:
     program = traced_run.compile(STATIC, "-static")
     user = traced_run.user

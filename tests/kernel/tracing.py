@@ -253,6 +253,7 @@ def site_for(user: pwd.struct_passwd) -> Iterator[TracedRun]:
         keys.create_private_key(root / "private.pem", root / "keys")
         (root / "system.yaml").write_text(
             f"trace_dir: {root}/traces\nrun_dir: {root}/run\nlog_dir: {root}/log\n"
+            f"state_dir: {root}/state\n"
             f"keys: {{private: {root}/private.pem, public_dir: {root}/keys}}\n"
             "ring: {total_bytes: 33554432}\n"
         )
@@ -262,10 +263,10 @@ def site_for(user: pwd.struct_passwd) -> Iterator[TracedRun]:
 
 
 @contextlib.contextmanager
-def job_cgroup() -> Iterator[Path]:
-    """A cgroup of version 2, below the mount of this host."""
+def job_cgroup(version: str = "cgroup2") -> Iterator[Path]:
+    """A cgroup, below a mount of this host's of ``version``."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    mount = next(Path(fields[1]) for fields in mounts if fields[2] == "cgroup2")
+    mount = next(Path(fields[1]) for fields in mounts if fields[2] == version)
     cgroup = mount / f"datacrumbs-test-{os.getpid()}"
     cgroup.mkdir()
     try:
