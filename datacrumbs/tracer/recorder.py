@@ -223,6 +223,7 @@ class Recorder:
         lost_by = LostBy(
             ring=self._sum("lost") + sum(count[0] for count in self._custom_lost),
             profile=self._sum("lost_profile"),
+            missed=self._attached.object.missed(),
             strings=self._sum("lost_strings") + self._writer.rows_lost + self._names.over_limit,
             disk=self._disk_lost + self._writer.calls_lost,
         )
@@ -235,7 +236,7 @@ class Recorder:
         counts = Counts(
             events=self._writer.events,
             profiled=self._profiled - self._writer.calls_lost,
-            lost=lost_by.ring + lost_by.profile + lost_by.disk,
+            lost=lost_by.ring + lost_by.profile + lost_by.missed + lost_by.disk,
             filtered=sum(msgspec.structs.astuple(filtered_by)),
             unfinished=self._unfinished,
             bytes_written=self._writer.bytes_written,
