@@ -96,6 +96,14 @@ def _at_once(action: Callable[[Any], object], objects: list[Any]) -> None:
         thread.join()
 
 
+def _recursion_misses(fd: int) -> int:
+    for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "recursion_misses":
+            return int(value)
+    return 0
+
+
 class Object:
     """One BPF object file. Everything it attached ends with `detach` or with the process."""
 
@@ -320,6 +328,21 @@ class Object:
         if code:
             raise UserError(f"cannot empty a map: {os.strerror(-code)}")
         return count.value, after
+
+    def missed(self) -> int:
+        """How often the kernel did not run a program of this object where it was attached.
+
+        It runs a program once at a time on a CPU. Where programs can be preempted (at system
+        calls: Linux 7), other threads' calls on that CPU pass by unseen until it is done.
+        """
+        total = 0
+        program = self._c.bpf_object__next_program(self._handle, None)
+        while program:
+            fd = self._c.bpf_program__fd(ctypes.c_void_p(program))
+            if fd >= 0:
+                total += _recursion_misses(fd)
+            program = self._c.bpf_object__next_program(self._handle, ctypes.c_void_p(program))
+        return total
 
     def iterator(self, name: str) -> int:
         """A descriptor whose reading runs the iterator program ``name`` over all tasks."""
