@@ -171,6 +171,7 @@ struct signal_struct {
 struct sigpending {
 	sigset_t signal;
 };
+struct completion;
 struct task_struct {
 	struct thread_info thread_info;
 	int pid;
@@ -188,6 +189,7 @@ struct task_struct {
 	unsigned long sas_ss_sp, sas_ss_size;
 	struct mm_struct *mm;
 	struct css_set *cgroups;
+	struct completion *vfork_done;
 	struct thread_struct thread;
 };
 struct linux_binprm;

@@ -18,6 +18,7 @@ OBJECT_PATH = Path(__file__).with_name("datacrumbs.bpf.o")
 PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_RINGBUF = 1, 27
 BPF_LINK_CREATE = 28
+BPF_PROG_TYPE_KPROBE = 2
 DETACHING_THREADS = 32
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}
 
@@ -35,6 +36,16 @@ class UprobeOptions(ctypes.Structure):
 
 
 UPROBE_MULTI, UPROBE_SESSION = 48, 57  # enum bpf_attach_type; libbpf 1.1 has no names for them
+
+
+class ProgramOptions(ctypes.Structure):
+    """struct bpf_prog_load_opts, as far as it is used."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("attempts", ctypes.c_int),
+        ("expected_attach_type", ctypes.c_int),
+    )
 
 
 class UprobeMulti(ctypes.Structure):
@@ -74,6 +85,37 @@ def _load() -> ctypes.CDLL:
     for name in pointers:
         getattr(library, name).restype = ctypes.c_void_p
     return library
+
+
+def _link_uprobes(library: Any, attr: UprobeMulti, path: Path, offsets: list[int]) -> int:
+    """BPF_LINK_CREATE with ``attr``; the link's descriptor, or -1 and errno."""
+    path_bytes = ctypes.c_char_p(os.fsencode(path))
+    offset_array = (ctypes.c_ulong * len(offsets))(*offsets)
+    attr.path = ctypes.cast(path_bytes, ctypes.c_void_p).value or 0
+    attr.offsets, attr.cnt = ctypes.addressof(offset_array), len(offsets)
+    number = _SYS_BPF[os.uname().machine]
+    return int(library.syscall(number, BPF_LINK_CREATE, ctypes.byref(attr), ctypes.sizeof(attr)))
+
+
+def takes_links(kind: int) -> bool:
+    """Has this kernel uprobe links of ``kind``, `UPROBE_MULTI` or `UPROBE_SESSION`?
+
+    Tried with the smallest of programs and a path that leads nowhere: a kernel that knows such
+    links says so (ENOENT), any other that it does not know them (EINVAL). Nothing is attached.
+    """
+    library = _load()
+    program = (ctypes.c_uint64 * 2)(0xB7, 0x95)  # r0 = 0; exit
+    options = ProgramOptions(sz=ctypes.sizeof(ProgramOptions), expected_attach_type=kind)
+    fd = library.bpf_prog_load(
+        BPF_PROG_TYPE_KPROBE, b"dc_trial", b"GPL", program, len(program), ctypes.byref(options)
+    )
+    if fd < 0:
+        return False
+    attr = UprobeMulti(prog_fd=fd, attach_type=kind)
+    link = _link_uprobes(library, attr, Path("/proc/self/fd/nowhere"), [0])
+    error = ctypes.get_errno()
+    os.close(fd)
+    return link < 0 and error == errno.ENOENT
 
 
 def _at_once(action: Callable[[Any], object], objects: list[Any]) -> None:
@@ -246,22 +288,19 @@ class Object:
         ``kind`` is `UPROBE_MULTI` or `UPROBE_SESSION`, for which the program was loaded.
         """
         count = len(offsets)
-        path_bytes = ctypes.c_char_p(os.fsencode(path))
-        offset_array = (ctypes.c_ulong * count)(*offsets)
         semaphore_array = (ctypes.c_ulong * count)(*semaphores or [])
         cookie_array = (ctypes.c_uint64 * count)(*cookies)
-        attr = UprobeMulti(
-            prog_fd=self._c.bpf_program__fd(self.program(name)),
-            attach_type=kind,
-            path=ctypes.cast(path_bytes, ctypes.c_void_p).value or 0,
-            offsets=ctypes.addressof(offset_array),
-            ref_ctr_offsets=ctypes.addressof(semaphore_array) if semaphores else 0,
-            cookies=ctypes.addressof(cookie_array),
-            cnt=count,
-            flags=flags,
-        )
-        fd = self._c.syscall(
-            _SYS_BPF[os.uname().machine], BPF_LINK_CREATE, ctypes.byref(attr), ctypes.sizeof(attr)
+        fd = _link_uprobes(
+            self._c,
+            UprobeMulti(
+                prog_fd=self._c.bpf_program__fd(self.program(name)),
+                attach_type=kind,
+                ref_ctr_offsets=ctypes.addressof(semaphore_array) if semaphores else 0,
+                cookies=ctypes.addressof(cookie_array),
+                flags=flags,
+            ),
+            path,
+            offsets,
         )
         if fd < 0:
             return ctypes.get_errno()
