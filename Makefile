@@ -22,7 +22,7 @@ endif
 
 # Debian's names. Building: clang, bpftool, libbpf's and libc's headers, gcc, python3-venv.
 # Running: libbpf1. The rest is what tests run, trace or check with.
-PACKAGES := clang llvm bpftool libbpf-dev libbpf1 gcc libc6-dev python3 python3-venv \
+PACKAGES := acl clang llvm bpftool libbpf-dev libbpf1 gcc libc6-dev python3 python3-venv \
 	e2fsprogs fio git groff-base iproute2 libcap2-bin libseccomp2 musl-tools patchelf \
 	sqlite3 strace tar time util-linux
 BENCH_PACKAGES := bpftrace linux-perf
