@@ -34,7 +34,7 @@ unexport PYTHONPATH
 run := PATH="$(VENV)/bin:$$PATH" $(VENV)/bin/python -P
 
 sources := pyproject.toml README.md Makefile $(shell find meson.build bpf datacrumbs docs etc \
-	examples systemd -not -name __pycache__ -not -name '*.pyc' 2>/dev/null)
+	examples scheduler systemd -not -name __pycache__ -not -name '*.pyc' 2>/dev/null)
 
 .PHONY: help
 help: ## Show this list
@@ -88,7 +88,7 @@ lint: setup ## Check style and types
 
 .PHONY: test
 test: lint ## All tests that this machine can run (root, BPF); a skipped test is a failure
-	$(run) -m pytest --no-skips tests/unit tests/kernel
+	$(run) -m pytest --no-skips tests/unit tests/kernel tests/flux_jobs
 
 .PHONY: demo
 demo: setup ## Trace a small program from the probe file to the report

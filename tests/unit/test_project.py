@@ -116,9 +116,13 @@ def test_all_modules_are_installed() -> None:
 
 @pytest.mark.parametrize(
     ("source", "destination"),
-    [("systemd", "lib/systemd/system"), ("examples", "share/datacrumbs/examples")],
+    [
+        ("systemd", "lib/systemd/system"),
+        ("examples", "share/datacrumbs/examples"),
+        ("scheduler", "share/datacrumbs/scheduler"),
+    ],
 )
-def test_units_and_examples_are_installed(source: str, destination: str) -> None:
+def test_units_hooks_and_examples_are_installed(source: str, destination: str) -> None:
     files = [p for p in (ROOT / source).rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     for file in files:
         installed = PREFIX / destination / file.relative_to(ROOT / source)
