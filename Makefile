@@ -20,10 +20,10 @@ VENV := $(shell d="$(CURDIR)"; \
 	else echo "/var/tmp/datacrumbs-$$(echo "$(CURDIR)" | cksum | cut -d' ' -f1)/venv"; fi)
 endif
 
-# Debian's names. Building: clang, bpftool, libbpf's and libc's headers, gcc, python3-venv.
+# Debian's names. Building: clang, bpftool, headers of libbpf, libc and Slurm, gcc, python3-venv.
 # Running: libbpf1. The rest is what tests run, trace or check with.
-PACKAGES := acl clang llvm bpftool libbpf-dev libbpf1 gcc libc6-dev python3 python3-venv \
-	e2fsprogs fio git groff-base iproute2 libcap2-bin libseccomp2 musl-tools patchelf \
+PACKAGES := acl clang llvm bpftool libbpf-dev libbpf1 gcc libc6-dev libslurm-dev python3 python3-venv \
+	debootstrap e2fsprogs fio git groff-base iproute2 libcap2-bin libseccomp2 musl-tools patchelf \
 	sqlite3 strace tar time util-linux
 BENCH_PACKAGES := bpftrace linux-perf
 
@@ -88,7 +88,7 @@ lint: setup ## Check style and types
 
 .PHONY: test
 test: lint ## All tests that this machine can run (root, BPF); a skipped test is a failure
-	$(run) -m pytest --no-skips tests/unit tests/kernel tests/flux_jobs
+	$(run) -m pytest --no-skips tests/unit tests/kernel tests/flux_jobs tests/cluster
 
 .PHONY: demo
 demo: setup ## Trace a small program from the probe file to the report

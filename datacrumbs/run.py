@@ -78,10 +78,17 @@ def lock_file(run_dir: Path, run_id: str) -> Path:
     return run_dir / f"datacrumbs-{run_id}.lock"
 
 
+def make_public_dir(path: Path) -> None:
+    """Make ``path`` a directory, mode 0755 whatever the umask, unless there is one."""
+    if not path.is_dir():
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(0o755)
+
+
 def make_run_dir(run_dir: Path) -> None:
     """Make the run directory, mode 0755, or raise `UserError`; nobody but root may write it."""
     try:
-        run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        make_public_dir(run_dir)
         status = run_dir.stat()
     except OSError as error:
         raise UserError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from pwd import struct_passwd
 
-from datacrumbs.run import host_name
+from datacrumbs.run import host_name, make_public_dir
 
 
 @dataclass(slots=True)
@@ -28,7 +28,7 @@ class Log:
         path = log_dir / f"datacrumbs_{user.pw_name}_{run_id}_{host_name()}.log"
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            log_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+            make_public_dir(log_dir)
             self.fd = os.open(path, flags, 0o600)
             os.fchown(self.fd, user.pw_uid, user.pw_gid)
         except OSError as error:

@@ -30,6 +30,10 @@ from datacrumbs.probes.file import one_line
 from datacrumbs.run import check_run_id, env_file, failed_file, make_run_dir, probes_file
 from datacrumbs.runlog import Log
 
+JOB_FAILS = 3
+"""Exit code of our part of a hook that asks for failing the job. A crash has other codes, and is
+no reason to fail one."""
+
 SPARE_S = 0.5
 """What is left of a deadline for cleaning up after it has passed."""
 
@@ -120,14 +124,16 @@ def stop(run_id: str, config: SystemConfig) -> None:
         raise UserError(f"{unit}: {failed}", hint="the run's log has the details")
 
 
-def not_traced(job: Job, config: SystemConfig, error: UserError) -> None:
-    """Mark ``job`` as not traced: for its user (file, log) and for the admin (journal)."""
+def not_traced(
+    run_id: str, user: pwd.struct_passwd, config: SystemConfig, error: UserError
+) -> None:
+    """Mark a job as not traced: for its user (file, log) and for the admin (journal)."""
     reason = one_line(error.message + (f" ({error.hint})" if error.hint else ""))
-    tell(job.run_id, job.user, config, f"not traced: {reason}")
+    tell(run_id, user, config, f"not traced: {reason}")
     with contextlib.suppress(OSError, UserError):  # a full /run: the log has it
         make_run_dir(Path(config.run_dir))
-        path = failed_file(Path(config.run_dir), job.run_id)
-        _write(path, (reason + "\n").encode(errors="backslashreplace"), 0o400, job.user)
+        path = failed_file(Path(config.run_dir), run_id)
+        _write(path, (reason + "\n").encode(errors="backslashreplace"), 0o400, user)
 
 
 def tell(run_id: str, user: pwd.struct_passwd | None, config: SystemConfig, text: str) -> None:
@@ -144,9 +150,9 @@ def tell(run_id: str, user: pwd.struct_passwd | None, config: SystemConfig, text
     syslog.syslog(syslog.LOG_WARNING, f"run {run_id}{who}: {line}")
 
 
-def exit_code(config: SystemConfig, *, failed: bool) -> int:
-    """What a hook returns to the scheduler: the job goes on, unless the admin says otherwise."""
-    return 1 if failed and config.jobs.on_error is OnError.FAIL else 0
+def exit_code(config: SystemConfig) -> int:
+    """What our part of a hook ends with after a failure: the admin's choice."""
+    return JOB_FAILS if config.jobs.on_error is OnError.FAIL else 0
 
 
 def remove_files(run_id: str, config: SystemConfig) -> None:
