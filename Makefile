@@ -23,7 +23,8 @@ endif
 # Debian's names. Building: clang, bpftool, headers of libbpf, libc and Slurm, gcc, python3-venv.
 # Running: libbpf1. The rest is what tests run, trace or check with.
 PACKAGES := acl clang llvm bpftool libbpf-dev libbpf1 gcc libc6-dev libslurm-dev python3 python3-venv \
-	debootstrap e2fsprogs fio git groff-base iproute2 libcap2-bin libseccomp2 musl-tools patchelf \
+	debootstrap e2fsprogs fio git groff-base iproute2 libcap2-bin libseccomp2 musl-tools \
+	openssh-client openssh-server patchelf \
 	sqlite3 strace tar time util-linux
 BENCH_PACKAGES := bpftrace linux-perf
 
