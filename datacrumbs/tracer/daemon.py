@@ -25,9 +25,9 @@ from datacrumbs.runlog import Log
 from datacrumbs.signing.keys import load_public_keys
 from datacrumbs.trace.rundir import create_run_directory
 from datacrumbs.trace.runfile import ProbeFileFacts, write_run_info
-from datacrumbs.tracer import privileges
+from datacrumbs.tracer import privileges, signals
 from datacrumbs.tracer.attach import Attached, attach
-from datacrumbs.tracer.recorder import WAKE, Recorder, Run, first_run_info
+from datacrumbs.tracer.recorder import Recorder, Run, first_run_info
 
 READY = "ready"
 
@@ -57,7 +57,7 @@ def _run(
 ) -> int:
     if os.geteuid() != 0:
         raise UserError("needs root", hint="start datacrumbs@<run-id>.service, or use sudo")
-    signal.pthread_sigmask(signal.SIG_BLOCK, WAKE)
+    signals.hold()
     run_dir = Path(config.run_dir)
     make_run_dir(run_dir)
     lock_fd = _lock(run_dir, run_id)
@@ -161,11 +161,15 @@ def _keep_only(fds: set[int], ready: Path) -> None:
 
 def _watch(child: int, read_fd: int, ready: Path, log: Log) -> None:
     """Pass signals on and the child's words to systemd, until the child goes."""
-    handled = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
-    for number in handled:
+
+    def pass_on(number: int, _: object) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.kill(child, number)
+
+    for number in signals.WAKE:
         # an interactive Ctrl-C reaches both; the child's own copy is the same request
-        signal.signal(number, lambda n, _: os.kill(child, n))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
+        signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.WAKE)
     with open(read_fd, encoding="utf-8") as words:
         for line in words:
             word = line.rstrip("\n")

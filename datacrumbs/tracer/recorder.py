@@ -35,6 +35,7 @@ from datacrumbs.trace.runfile import (
 from datacrumbs.trace.schema import FILES, FUNCTIONS, PEERS, PROCESSES, EventFlag, arrow_schema
 from datacrumbs.tracer import layout
 from datacrumbs.tracer.attach import Attached, power_of_two, read_all
+from datacrumbs.tracer.signals import WAKE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +45,6 @@ POLL_S = 0.1
 BUSY_POLL_S = 0.01
 FLUSH_S = 1.0
 STATUS_S = 60.0
-WAKE = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
 
 
 @dataclass(frozen=True, slots=True)
