@@ -79,26 +79,29 @@ def lock_file(run_dir: Path, run_id: str) -> Path:
 
 
 def make_public_dir(path: Path) -> None:
-    """Make ``path`` a directory, mode 0755 whatever the umask, unless there is one."""
-    if not path.is_dir():
+    """Make sure of a directory that everybody may look into and only root may write.
+
+    Raises `UserError` when others may, and OSError.
+    """
+    if not path.exists():
         path.mkdir(parents=True, exist_ok=True)
-        path.chmod(0o755)
+        path.chmod(0o755)  # whatever the umask took away
+    status = path.stat()
+    if status.st_uid != 0 or status.st_mode & 0o022:
+        raise UserError(
+            f"{path}: others than root can write there",
+            hint=f"chown root {path} && chmod 755 {path}",
+        )
 
 
 def make_run_dir(run_dir: Path) -> None:
-    """Make the run directory, mode 0755, or raise `UserError`; nobody but root may write it."""
+    """Make sure of the run directory, or raise `UserError`."""
     try:
         make_public_dir(run_dir)
-        status = run_dir.stat()
     except OSError as error:
         raise UserError(
             f"{run_dir}: {error.strerror}", hint="set run_dir in system.yaml"
         ) from error
-    if status.st_uid != 0 or status.st_mode & 0o022:
-        raise UserError(
-            f"{run_dir}: others than root can write there",
-            hint=f"chown root {run_dir} && chmod 755 {run_dir}",
-        )
 
 
 def env_file(run_dir: Path, run_id: str) -> Path:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from pwd import struct_passwd
 
+from datacrumbs.errors import UserError
 from datacrumbs.run import host_name, make_public_dir
+
+STANDARD_ERROR = 2
 
 
 @dataclass(slots=True)
@@ -30,16 +32,28 @@ class Log:
         try:
             make_public_dir(log_dir)
             self.fd = os.open(path, flags, 0o600)
+            # user "a_b" with run "c" and user "a" with run "b_c" have one name
+            if os.fstat(self.fd).st_uid not in (0, user.pw_uid):
+                raise UserError(f"{path}: the log of somebody else")
             os.fchown(self.fd, user.pw_uid, user.pw_gid)
-        except OSError as error:
-            self.say(f"{path}: {error.strerror}; logging to standard error only")
+        except (OSError, UserError) as error:
+            self.close()
+            why = error.message if isinstance(error, UserError) else f"{path}: {error.strerror}"
+            self.say(f"{why}; logging to standard error only")
+
+    def close(self) -> None:
+        """Go on with standard error alone."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
     def say(self, text: str) -> None:
         """One line to both."""
-        line = f"{self.prefix}: {text}\n"
-        sys.stderr.write(line)
-        sys.stderr.flush()
+        line = f"{self.prefix}: {text}\n".encode(errors="backslashreplace")
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z ").encode()
+        # a full disk or a terminal that has gone stops no tracing
+        with contextlib.suppress(OSError):
+            os.write(STANDARD_ERROR, line)
         if self.fd >= 0:
-            stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z ")
-            with contextlib.suppress(OSError):  # a full disk stops no tracing
-                os.write(self.fd, (stamp + line).encode(errors="backslashreplace"))
+            with contextlib.suppress(OSError):
+                os.write(self.fd, stamp + line)

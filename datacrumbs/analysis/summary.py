@@ -373,6 +373,8 @@ def _notes(
     if any(part.events for part in parts):
         return _disagreements(parts)
     if not functions.attached():
+        if any(part.trace.state is State.RUNNING for part in parts):
+            return []  # a daemon that is ready has attached some: their names are on the way
         return ["No function was attached: see what was skipped, and datacrumbs_doctor."]
     if not processes:
         return [

@@ -9,13 +9,22 @@ from __future__ import annotations
 import os
 import pwd
 import sys
-import syslog
 from collections.abc import Mapping
 
 from datacrumbs.config import SystemConfig, load_system_config
 from datacrumbs.errors import BadInputError, UserError
 from datacrumbs.jobs.metadata import Metadata, check_path, parse_comment
-from datacrumbs.jobs.unit import Job, exit_code, job_user, not_traced, start, stop, tell
+from datacrumbs.jobs.unit import (
+    Job,
+    exit_code,
+    job_user,
+    not_traced,
+    start,
+    stop,
+    tell,
+    to_journal,
+)
+from datacrumbs.probes.file import one_line
 from datacrumbs.run import check_run_id
 
 PROBE_FILE = b"SPANK_DATACRUMBS_PROBE_FILE"
@@ -93,8 +102,7 @@ def main(verb: str) -> int:
         return work(os.environb, config)
     except Exception as error:
         text = error.message if isinstance(error, UserError) else repr(error)
-        syslog.syslog(syslog.LOG_ERR, f"datacrumbs {verb}: {text}")
-        print(f"datacrumbs: {text}", file=sys.stderr)
+        to_journal(f"{verb}: {one_line(text)}")
         return 0
 
 

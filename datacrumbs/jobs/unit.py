@@ -143,11 +143,14 @@ def tell(run_id: str, user: pwd.struct_passwd | None, config: SystemConfig, text
     if user:
         log.open(Path(config.log_dir), user, run_id)
     log.say(line)
-    if log.fd >= 0:
-        os.close(log.fd)
+    log.close()
+    to_journal(f"run {run_id}{f' of {user.pw_name}' if user else ''}: {line}")
+
+
+def to_journal(line: str) -> None:
+    """One line to the journal, as ``datacrumbs``."""
     syslog.openlog("datacrumbs", 0, syslog.LOG_DAEMON)
-    who = f" of {user.pw_name}" if user else ""
-    syslog.syslog(syslog.LOG_WARNING, f"run {run_id}{who}: {line}")
+    syslog.syslog(syslog.LOG_WARNING, line)
 
 
 def exit_code(config: SystemConfig) -> int:
@@ -156,18 +159,25 @@ def exit_code(config: SystemConfig) -> int:
 
 
 def remove_files(run_id: str, config: SystemConfig) -> None:
-    """Remove what a job has in the run directory; the daemon removes its own."""
-    run_dir = Path(config.run_dir)
-    for path in (probes_file, failed_file, env_file):  # last what says that there is more
-        path(run_dir, run_id).unlink(missing_ok=True)
+    """Remove what a job has in the run directory; the daemon's own goes with its unit."""
+    failed_file(Path(config.run_dir), run_id).unlink(missing_ok=True)
+    _remove_inputs(run_id, config)
+
+
+def _remove_inputs(run_id: str, config: SystemConfig) -> None:
+    for path in (probes_file, env_file):  # last what says that there is more
+        path(Path(config.run_dir), run_id).unlink(missing_ok=True)
 
 
 def clean(run_id: str, config: SystemConfig) -> None:
-    """Stop a job's unit however long it takes (its ``TimeoutStopSec``), then remove the rest."""
+    """Stop a job's unit however long it takes (its ``TimeoutStopSec``), then remove the rest.
+
+    Why a job is not traced stays to be read by its user: its end removes that.
+    """
     unit = unit_name(run_id)
     subprocess.run(["systemctl", "stop", unit], check=False)
     subprocess.run(["systemctl", "reset-failed", unit], check=False, capture_output=True)
-    remove_files(run_id, config)
+    _remove_inputs(run_id, config)
 
 
 def clean_in_background(run_id: str, deadline: float) -> None:

@@ -39,7 +39,11 @@ def function_starts(fd: int) -> frozenset[int]:
 
 def _symbol_addresses(fd: int, layout: Layout) -> Iterator[int]:
     entry = struct.Struct(layout.order + ("IBBHQQ" if layout.is_64 else "IIIBBH"))
+    left = TABLE_BYTES_MAX
     for offset, size in _symbol_tables(fd, layout):
+        left -= size  # many headers may name one table: what counts is what is read
+        if left < 0:
+            raise NotElfError(f"symbol tables of more than {TABLE_BYTES_MAX} bytes")
         for fields in entry.iter_unpack(_table(fd, offset, size - size % entry.size)):
             if layout.is_64:
                 _, info, _, section, address, _ = fields

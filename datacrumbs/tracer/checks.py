@@ -13,6 +13,7 @@ import platform
 import pwd
 import re
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,7 @@ def run_checks(config_path: Path | None, *, user: pwd.struct_passwd) -> list[Che
         libbpf(),
         memory(config),
         *mechanisms(config),
+        commands(),
         client_library(config),
         process_visibility(),
         run_directory(config),
@@ -348,6 +350,19 @@ def _try_multi(bpf: Object, library: Path, *, multi: bool) -> Check:
 # --- files ----------------------------------------------------------------------------------
 
 
+def commands(python: Path = Path(sys.executable)) -> Check:
+    """What runs the commands: users start them too, root's own Python does not serve them."""
+    name, real = "commands", python.resolve()
+    if not _is_root():
+        return Check(name, True, f"{python}: yours to run")
+    if not _everybody(real, 0o001):
+        found = f"{python}: ordinary users cannot run it"
+        found += f": it is {real}" if real != python else ""
+        remedy = "make the environment with a Python that all may run, such as /usr/bin/python3"
+        return Check(name, False, found, remedy)
+    return Check(name, True, f"{python}: everybody may run it")
+
+
 def client_library(config: SystemConfig) -> Check:
     """The library that programs preload: there, ours, and readable by everybody."""
     name, path = "client library", config.client_library_path()
@@ -361,7 +376,7 @@ def client_library(config: SystemConfig) -> Check:
         return Check(name, False, f"{path}: no {CLIENT_FUNCTION} in it", remedy)
     if status.st_mode & 0o022:
         return Check(name, False, f"{path}: others can change it", f"chmod go-w {path}")
-    if _is_root() and not _everybody_reads(path):
+    if _is_root() and not _everybody(path, 0o004):
         return Check(
             name,
             False,
@@ -371,10 +386,10 @@ def client_library(config: SystemConfig) -> Check:
     return Check(name, True, str(path))
 
 
-def _everybody_reads(path: Path) -> bool:
-    """By the mode bits of the file and of every directory on the way."""
+def _everybody(path: Path, bit: int) -> bool:
+    """May do what ``bit`` stands for, by the mode of the file and of all directories above."""
     above = all(directory.stat().st_mode & 0o001 for directory in path.resolve().parents)
-    return above and bool(path.stat().st_mode & 0o004)
+    return above and bool(path.stat().st_mode & bit)
 
 
 def run_directory(config: SystemConfig) -> Check:

@@ -30,6 +30,7 @@ from datacrumbs.tracer.attach import Attached, attach
 from datacrumbs.tracer.recorder import Recorder, Run, first_run_info
 
 READY = "ready"
+STANDARD_ERROR = 2
 
 
 def run_daemon(
@@ -45,19 +46,31 @@ def run_daemon(
     With ``uid``, a probe file made for anybody else is refused. Raises `UserError` for
     everything that stops it before it is ready; the unit's status then says so too.
     """
+    if os.geteuid() != 0:
+        raise UserError("needs root", hint="start datacrumbs@<run-id>.service, or use sudo")
+    signals.hold()
+    _open_standard_streams()
     try:
         return _run(probe_path, run_id, config, uid, cgroup)
     except UserError as error:
         notify(f"STATUS={one_line(error.message)}")
         raise
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        notify(f"STATUS={one_line(where)}{error.strerror or error}")
+        raise UserError(f"{where}{error.strerror or error}") from error
+
+
+def _open_standard_streams() -> None:
+    """Whoever starts us may have closed them: a log line must not end up in another file."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= STANDARD_ERROR:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 def _run(
     probe_path: Path, run_id: str, config: SystemConfig, uid: int | None, cgroup: Path | None
 ) -> int:
-    if os.geteuid() != 0:
-        raise UserError("needs root", hint="start datacrumbs@<run-id>.service, or use sudo")
-    signals.hold()
     run_dir = Path(config.run_dir)
     make_run_dir(run_dir)
     lock_fd = _lock(run_dir, run_id)
@@ -72,7 +85,7 @@ def _run(
         attached = attach(
             run.probes, config=config, run_id=run_id, job_cgroup=job_cgroup, log=log.say
         )
-        return _supervise(run, attached, entry, ready, log)
+        return _supervise(run, attached, entry, ready, log, lock_fd=lock_fd)
     finally:
         ready.unlink(missing_ok=True)
         lock_file(run_dir, run_id).unlink(missing_ok=True)
@@ -134,14 +147,17 @@ def _cgroup_id(path: Path) -> int:
     return path.stat().st_ino
 
 
-def _supervise(run: Run, attached: Attached, entry: struct_passwd, ready: Path, log: Log) -> int:
+def _supervise(
+    run: Run, attached: Attached, entry: struct_passwd, ready: Path, log: Log, *, lock_fd: int
+) -> int:
     read_fd, write_fd = os.pipe()
     child = os.fork()
     if not child:
         os.close(read_fd)
         os._exit(_child(run, attached, entry, write_fd, log))
-    _keep_only({0, 1, 2, read_fd, log.fd}, ready)
-    _watch(child, read_fd, ready, log)
+    child_fd = os.pidfd_open(child)
+    _keep_only({0, 1, 2, read_fd, log.fd, lock_fd, child_fd})
+    _watch(child, child_fd, read_fd, ready, log)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if code < 0:
         log.say(f"the recorder was ended by {signal.Signals(-code).name}; the trace is cut off")
@@ -149,22 +165,21 @@ def _supervise(run: Run, attached: Attached, entry: struct_passwd, ready: Path, 
     return code
 
 
-def _keep_only(fds: set[int], ready: Path) -> None:
-    """Close the BPF descriptors, so that attachments end with the child; the lock stays."""
-    lock = ready.with_suffix(".lock")
+def _keep_only(fds: set[int]) -> None:
+    """Close all others: the BPF descriptors, so that attachments end with the child."""
     for name in os.listdir("/proc/self/fd"):
-        fd = int(name)
-        with contextlib.suppress(OSError):
-            if fd not in fds and Path(f"/proc/self/fd/{fd}").readlink() != lock:
-                os.close(fd)
+        if int(name) not in fds:
+            with contextlib.suppress(OSError):  # the listing's own
+                os.close(int(name))
 
 
-def _watch(child: int, read_fd: int, ready: Path, log: Log) -> None:
+def _watch(child: int, child_fd: int, read_fd: int, ready: Path, log: Log) -> None:
     """Pass signals on and the child's words to systemd, until the child goes."""
 
-    def pass_on(number: int, _: object) -> None:
-        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
-            os.kill(child, number)
+    def pass_on(number: int, _frame: object) -> None:
+        # by descriptor: a process that has the child's number after it is not meant
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(child_fd, number)
 
     for number in signals.WAKE:
         # an interactive Ctrl-C reaches both; the child's own copy is the same request
@@ -184,6 +199,7 @@ def _watch(child: int, read_fd: int, ready: Path, log: Log) -> None:
 def _write_ready(ready: Path, child: int) -> None:
     temporary = ready.with_suffix(".new")
     temporary.write_text(f"{child}\n")
+    temporary.chmod(0o644)
     temporary.rename(ready)
 
 

@@ -44,7 +44,17 @@ if TYPE_CHECKING:
 POLL_S = 0.1
 BUSY_POLL_S = 0.01
 FLUSH_S = 1.0
+TELL_S = 5.0
+"""How often systemd gets a status line."""
 STATUS_S = 60.0
+
+
+@dataclass(slots=True)
+class Told:
+    """When a status line was made, and the events until then: rates are since that."""
+
+    at_s: float
+    events: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +123,7 @@ class Recorder:
         self._counters = attached.object.memory(".data.counters", layout.Counters * layout.MAX_CPUS)
         self._disk_lost = 0
         self._unfinished = 0
-        self._said = (time.monotonic(), 0)
+        self._logged, self._beaten = Told(time.monotonic()), Told(time.monotonic())
         functions = attached.plan.functions
         self._write_rows(
             FUNCTIONS,
@@ -138,14 +148,15 @@ class Recorder:
             pause_s = BUSY_POLL_S if self._drain() > 100_000 else POLL_S
             now = time.monotonic()
             if got:
-                self._say(self.status())
+                self._say(self.status(self._logged))
             if now >= flush_at:
                 flush_at = now + FLUSH_S
                 self._writer.flush()
-                self._beat("")
+                tell = now >= self._beaten.at_s + TELL_S
+                self._beat(self.status(self._beaten) if tell else "")
             if now >= status_at:
                 status_at = now + STATUS_S
-                self._say(self.status())
+                self._say(self.status(self._logged))
                 self._save(State.RUNNING, clock=True)
 
     def _drain(self) -> int:
@@ -171,7 +182,7 @@ class Recorder:
             pass
         self._disk_lost += self._writer.close()
         self._save(State.COMPLETE, clock=True)
-        self._say(self.status())
+        self._say(self.status(self._logged))
 
     def _sum(self, name: str) -> int:
         return sum(int(getattr(c, name)) for c in self._counters)
@@ -203,12 +214,12 @@ class Recorder:
         except OSError as error:
             self._say(f"run.json: {error.strerror}")
 
-    def status(self) -> str:
-        """One line: events, rate since the last line, lost, filtered, bytes written."""
+    def status(self, told: Told) -> str:
+        """One line: events, rate since ``told``, lost, filtered, bytes written."""
         counts, lost_by = self._counts()
-        now, (then, before) = time.monotonic(), self._said
-        rate = (counts.events - before) / max(now - then, 1e-9)
-        self._said = (now, counts.events)
+        now = time.monotonic()
+        rate = (counts.events - told.events) / max(now - told.at_s, 1e-9)
+        told.at_s, told.events = now, counts.events
         line = (
             f"{counts.events} events, {rate:.0f}/s, {counts.lost} lost, "
             f"{counts.filtered} filtered, {counts.bytes_written} bytes written"

@@ -12,6 +12,7 @@ from datacrumbs.errors import UserError
 from datacrumbs.probes.elf_functions import function_starts
 from datacrumbs.probes.elf_identity import elf_identity
 from datacrumbs.probes.model import UserFunction, UserLayer
+from datacrumbs.regular_file import open_regular
 from datacrumbs.trace.schema import Op
 from datacrumbs.tracer.libbpf import OBJECT_PATH, Object
 from datacrumbs.tracer.plan import Plan
@@ -80,7 +81,7 @@ def attach_user(
 def open_pinned(layer: UserLayer) -> int:
     """A descriptor of the layer's binary, if it is still the one that was signed."""
     try:
-        fd = os.open(layer.binary, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = open_regular(layer.binary)
     except OSError as error:
         raise UserError(f"{layer.binary}: {error.strerror}") from error
     try:

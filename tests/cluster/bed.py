@@ -170,6 +170,46 @@ class Bed:
             f"job {job} in {state!r}",
         )
 
+    @contextlib.contextmanager
+    def drop_in(self, node: str, *lines: str) -> Iterator[None]:
+        """Change ``datacrumbs@.service`` on a node for a while."""
+        directory = "/etc/systemd/system/datacrumbs@.service.d"
+        self._write(node, f"{directory}/test.conf", "\n".join(["[Service]", *lines]))
+        self.out(node, "systemctl", "daemon-reload")
+        try:
+            yield
+        finally:
+            self.out(node, "rm", "-r", directory)
+            self.out(node, "systemctl", "daemon-reload")
+
+    @contextlib.contextmanager
+    def site(self, node: str, text: str) -> Iterator[None]:
+        """Another ``system.yaml`` on a node for a while."""
+        place = str(PREFIX / "etc/datacrumbs/system.yaml")
+        self._write(node, "/etc/test-system.yaml", text)
+        self.out(node, "mount", "--bind", "/etc/test-system.yaml", place)
+        try:
+            yield
+        finally:
+            self.out(node, "umount", place)
+
+    def _write(self, node: str, path: str, text: str) -> None:
+        self.out(node, "sh", "-c", 'mkdir -p "${1%/*}"; printf "%s\n" "$2" >"$1"', "sh", path, text)
+
+    def unit(self, node: str, job: str, what: str) -> str:
+        """A property of a run's unit."""
+        return self.out(node, "systemctl", "show", "-P", what, f"datacrumbs@{job}")
+
+    def hook(
+        self, node: str, name: str, job: str, comment: str = "", user: str = "alice"
+    ) -> subprocess.Popen[str]:
+        """Start a hook as slurmd does: without PATH, with what Slurm says about the job."""
+        about = {"SLURM_JOB_ID": job, "SLURM_JOB_UID": str(UIDS[user]), "SLURM_JOB_USER": user}
+        about |= {"SLURM_JOB_COMMENT": comment} if comment else {}
+        words = [f"{key}={value}" for key, value in about.items()]
+        program = f"/etc/slurm/{name}.d/50-datacrumbs"
+        return self.popen(node, "env", "-i", *words, program, stderr=subprocess.PIPE)
+
     def log(self, node: str, job: str, user: str = "alice") -> str:
         """The run's log on a node, read as its user."""
         return self.out(

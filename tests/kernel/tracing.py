@@ -85,6 +85,12 @@ class TracedRun:
             time.sleep(0.01)
 
     def _sign(self, select: model.Select) -> Path:
+        return self.sign(
+            model.SyscallLayer(name="syscall", functions=traced_names(), select=select)
+        )
+
+    def sign(self, *layers: model.SyscallLayer | model.UserLayer) -> Path:
+        """The run's probe file, with ``layers``."""
         now = int(time.time())
         probes = model.ProbeList(
             format=model.FORMAT,
@@ -95,7 +101,7 @@ class TracedRun:
             host="test",
             cluster="",
             machine=platform.machine(),
-            layers=[model.SyscallLayer(name="syscall", functions=traced_names(), select=select)],
+            layers=list(layers),
         )
         path = self.root / "probes.json.gz"
         key = keys.load_private_key(self.root / "private.pem")
@@ -219,7 +225,7 @@ def site_for(user: pwd.struct_passwd) -> Iterator[TracedRun]:
         shutil.rmtree(root)
 
 
-def wait_until(true: Any, what: str, timeout_s: float = 10.0) -> None:
+def wait_until(true: Any, what: str, timeout_s: float = 30.0) -> None:
     """Wait for ``true()``."""
     deadline = time.monotonic() + timeout_s
     while not true():
