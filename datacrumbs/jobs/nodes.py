@@ -29,13 +29,14 @@ class State(StrEnum):
 
     TRACING = "tracing"
     STOPPED = "stopped"
+    DONE = "done"
     FAILED = "failed"
     UNREACHABLE = "unreachable"
     TIMEOUT = "timeout"
     ROLLED_BACK = "rolled back"
 
 
-GOOD = (State.TRACING, State.STOPPED)
+GOOD = (State.TRACING, State.STOPPED, State.DONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +123,9 @@ def start(
     line = remote.line("start", run_id, user, str(probe_file))
     results: list[Node] = []
     try:
-        results = _everywhere(names, line, remote, State.TRACING)
+        results = everywhere(names, line, remote, State.TRACING)
     except KeyboardInterrupt:
-        _everywhere(names, remote.line("stop", run_id, user), remote, State.STOPPED)
+        everywhere(names, remote.line("stop", run_id, user), remote, State.STOPPED)
         raise
     outcome = Outcome(run_id, results)
     if outcome.ok or keep:
@@ -135,7 +136,7 @@ def start(
 def stop(names: list[str], run_id: str, user: str, remote: Remote) -> Outcome:
     """End tracing on all nodes."""
     return Outcome(
-        run_id, _everywhere(names, remote.line("stop", run_id, user), remote, State.STOPPED)
+        run_id, everywhere(names, remote.line("stop", run_id, user), remote, State.STOPPED)
     )
 
 
@@ -157,7 +158,8 @@ def _rolled_back(results: list[Node], run_id: str, user: str, remote: Remote) ->
             yield node
 
 
-def _everywhere(names: list[str], line: str, remote: Remote, good: State) -> list[Node]:
+def everywhere(names: list[str], line: str, remote: Remote, good: State) -> list[Node]:
+    """Run ``line`` on all nodes at once; where it succeeds, the node's state is ``good``."""
     from ClusterShell.Task import task_self
 
     task = task_self()
