@@ -22,10 +22,10 @@ endif
 
 # Debian's names. Building: clang, bpftool, headers of libbpf, libc and Slurm, gcc, python3-venv.
 # Running: libbpf1. The rest is what tests run, trace or check with.
-PACKAGES := acl clang llvm bpftool libbpf-dev libbpf1 gcc libc6-dev libslurm-dev python3 python3-venv \
-	debootstrap e2fsprogs fio git groff-base iproute2 libcap2-bin libseccomp2 musl-tools \
-	openssh-client openssh-server patchelf \
-	sqlite3 strace systemd tar time util-linux
+PACKAGES := acl clang llvm bpftool libbpf-dev libbpf1 gcc g++ libc6-dev libslurm-dev python3 \
+	python3-venv debootstrap e2fsprogs fio git groff-base iproute2 libcap2-bin libseccomp2 \
+	musl-tools openssh-client openssh-server patchelf sqlite3 strace systemd systemtap-sdt-dev \
+	tar time util-linux
 BENCH_PACKAGES := bpftrace linux-perf
 
 export PIP_ROOT_USER_ACTION := ignore

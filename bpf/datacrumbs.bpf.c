@@ -11,6 +11,8 @@ char LICENSE[] SEC("license") = "GPL";
 #include "task.h"
 #include "file.h"
 #include "emit.h"
+#include "arguments.h"
 #include "syscalls.h"
 #include "user.h"
+#include "usdt.h"
 #include "who.h"

@@ -5,7 +5,7 @@
 #pragma once
 #include <linux/types.h>
 
-#define DC_LAYOUT 2
+#define DC_LAYOUT 4
 #define DC_SYSCALLS 512	     /* system call numbers below this can be traced */
 #define DC_MAX_CPUS 1024     /* counters are kept per CPU, modulo this */
 #define DC_RUN_ID_MAX 64
@@ -21,7 +21,7 @@ struct dc_event {
 	__u16 func, flags;
 	__s32 fd;
 };
-enum { DC_UNFINISHED = 1, DC_PEER = 2 };
+enum { DC_UNFINISHED = 1, DC_PEER = 2, DC_HAS_ARGUMENTS = 8 };
 
 /* which tasks a function is recorded for, and what a task is */
 enum { DC_JOINED = 1, DC_IN_JOB = 2 };
@@ -43,6 +43,34 @@ struct dc_function {
 	__u8 unused[6];
 };
 
+/* what an attach cookie has besides the function's number */
+#define DC_TAIL (1ULL << 16) /* an exit: a jump into another function, the result is not known */
+#define DC_KEEP (1ULL << 17) /* arguments are kept */
+#define DC_PLACE 32	     /* shift of the key of `usdt_places` */
+
+/* which arguments of a function are kept */
+#define DC_ARGUMENTS 6
+#define DC_ARGUMENT_MAX 256
+enum { DC_INT, DC_UINT, DC_STRING, DC_BYTES };
+struct dc_argument {
+	__u16 index, type, bytes, unused;
+};
+struct dc_arguments {
+	struct dc_argument list[DC_ARGUMENTS];
+	__u64 count;
+};
+
+/* where the arguments are at one place of a USDT point */
+enum { DC_NOWHERE, DC_CONSTANT, DC_REGISTER, DC_MEMORY };
+struct dc_operand {
+	__u8 how, bytes, is_signed, scale;
+	__u16 base, index; /* offsets in struct pt_regs; index: 0xffff for none */
+	__s64 value;	   /* of a constant, or what is added to the address */
+};
+struct dc_place {
+	struct dc_operand list[DC_ARGUMENTS];
+};
+
 /* one layer: an entry of the probe file */
 struct dc_layer {
 	__u64 unused[4];
@@ -50,13 +78,15 @@ struct dc_layer {
 
 /* set before load */
 #define DC_FUNCTIONS 65536
+#define DC_JOB_NAME_MAX 64
 #define DC_LAYERS 256
 struct dc_config {
 	struct dc_call calls[DC_SYSCALLS];
 	struct dc_function functions[DC_FUNCTIONS];
 	struct dc_layer layers[DC_LAYERS];
 	char run_id[DC_RUN_ID_MAX];
-	__u64 job_cgroup;    /* kernfs id; 0: no `select: job` */
+	char job_name[DC_JOB_NAME_MAX]; /* of the job's cgroup, which need not be there yet; or "" */
+	__u64 job_cgroup;    /* its kernfs id, in version 2; neither: no `select: job` */
 	__u32 uid;	     /* the run's user */
 	__u32 ns_inum;	     /* the daemon's PID namespace */
 	__u32 cpus_per_ring;
@@ -70,7 +100,7 @@ struct dc_counters {
 };
 
 /* records of the string ring */
-enum { DC_FILE = 1, DC_NAME, DC_PROCESS, DC_PEER_RECORD };
+enum { DC_FILE = 1, DC_NAME, DC_PROCESS, DC_PEER_RECORD, DC_ARGUMENTS_RECORD };
 enum { DC_START = 1, DC_FORK, DC_EXEC, DC_EXIT };
 
 struct dc_string {
@@ -86,6 +116,10 @@ struct dc_string {
 	__s32 fd, exit_code;
 	__s64 offset;
 	char fstype[16]; /* or the process's comm */
-	/* DC_FILE: names from the leaf up, each ended by NUL; else one string */
+	/*
+	 * DC_FILE: names from the leaf up, each ended by NUL. DC_ARGUMENTS_RECORD (`what` is the
+	 * function): for each argument its length as __s64, -1 if it could not be read, and its
+	 * bytes, up to a multiple of 8. Else one string.
+	 */
 	char text[DC_TEXT_MAX + 256];
 };

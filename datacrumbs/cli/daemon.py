@@ -20,7 +20,9 @@ from datacrumbs.run import check_run_id, default_run_id
     "--cgroup",
     type=click.Path(path_type=Path),
     envvar="DATACRUMBS_JOB_CGROUP",
-    help="The job's cgroup (version 2), for layers with `select: job`.",
+    metavar="DIRECTORY|NAME",
+    help="The job's cgroup, for layers with `select: job`: its directory (version 2), or the last "
+    "part of its name (any hierarchy; it may come later).",
 )
 @click.option(
     "--uid",

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from datacrumbs.cli.app import command
+from datacrumbs.cli.progress import progress
 from datacrumbs.errors import BadInputError
 
 FORMATS = ("dftracer", "chrome", "csv", "perfetto")
@@ -58,7 +59,6 @@ def main(
     """
     from datacrumbs.export.select import Selection
     from datacrumbs.export.write import Format, export, format_of
-    from datacrumbs.progress import progress
     from datacrumbs.trace.reader import open_trace
     from datacrumbs.units import human_bytes
 
@@ -72,7 +72,7 @@ def main(
     selection = Selection(hosts, pids, layers, _ns(start, "--start"), _ns(end, "--end"))
     opened = open_trace(trace)
     total = sum(host.count() for host in opened.hosts)
-    with progress("events", total, quiet=quiet) as advance:
+    with progress("Writing events", total, quiet=quiet) as advance:
         done = export(opened, out, wanted, gzip=gzip, selection=selection, advance=advance)
     if not quiet:
         print(f"{done.events} events, {human_bytes(done.bytes)}, {wanted}: {out}", file=sys.stderr)

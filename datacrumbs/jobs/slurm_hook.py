@@ -58,6 +58,7 @@ def start_job(environ: Mapping[bytes, bytes], config: SystemConfig) -> int:
                 run_id=run_id,
                 user=user,
                 probe_file=wanted.probe_file,
+                cgroup=f"job_{run_id}",  # made by the job's first step, in versions 1 and 2
                 attempt=_text(environ, b"SLURM_JOB_RESTART_COUNT") or "0",
             ),
             config,

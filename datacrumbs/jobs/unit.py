@@ -42,7 +42,8 @@ SPARE_S = 0.5
 class Job:
     """A job that is to be traced on this node.
 
-    ``cgroup`` is the job's cgroup directory, for `select: job`; it need not exist yet.
+    ``cgroup`` is the last part of the name of the job's cgroup, for `select: job`; it need not
+    exist yet.
     ``attempt`` tells a requeued job from its earlier life: another one is a new run.
     """
 

@@ -9,19 +9,32 @@ from pathlib import Path
 
 from datacrumbs.config import SystemConfig
 from datacrumbs.errors import UserError
-from datacrumbs.probes.model import ProbeList, SyscallLayer, UserLayer
-from datacrumbs.tracer import layout
+from datacrumbs.probes.model import ProbeList, SyscallLayer, UsdtLayer, UserLayer
+from datacrumbs.tracer import arguments, layout, usdt
 from datacrumbs.tracer.libbpf import OBJECT_PATH, Object
 from datacrumbs.tracer.plan import Plan
 from datacrumbs.tracer.system_calls import attach_syscalls, plan_syscalls
 from datacrumbs.tracer.user_functions import (
-    UPROBE_MULTI,
+    Mechanism,
     Numbered,
     attach_client,
     attach_user,
-    kernel_has_uprobe_multi,
+    choose,
     plan_user,
+    prepare,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class JobCgroup:
+    """The cgroup of a job, for layers with ``select: job``.
+
+    Either ``id``, the kernel's, of one of version 2 that exists; or ``name``, the last part of its
+    path, of one in any hierarchy, which may come later.
+    """
+
+    id: int = 0
+    name: str = ""
 
 
 @dataclass(slots=True)
@@ -59,7 +72,7 @@ def attach(
     *,
     config: SystemConfig,
     run_id: str,
-    job_cgroup: int,
+    job: JobCgroup | None,
     log: Callable[[str], None],
 ) -> Attached:
     """Load and attach everything; as root. Raises `UserError` when nothing can be traced."""
@@ -69,27 +82,38 @@ def attach(
         raise UserError(f"{OBJECT_PATH}: layout {constants.layout}", hint="reinstall datacrumbs")
     constants.run_id = run_id.encode()
     constants.uid = probes.uid
-    constants.job_cgroup = job_cgroup
+    if job:
+        constants.job_cgroup, constants.job_name = job.id, job.name.encode()
     constants.ns_inum = Path("/proc/self/ns/pid").stat().st_ino
     constants.cpus_per_ring = config.ring.cpus_per_ring
     plan = Plan(probes, constants)
     users: list[tuple[UserLayer, list[Numbered]]] = []
+    points: list[usdt.Opened] = []
     for layer in probes.layers:
         if isinstance(layer, SyscallLayer):
             plan_syscalls(layer, plan)
         elif isinstance(layer, UserLayer):
             users.append((layer, plan_user(layer, plan)))
+        elif isinstance(layer, UsdtLayer):
+            opened = usdt.open_usdt(layer, plan)
+            points += [opened] if opened else []
         else:
             plan.skipped.append((layer.name, "all", "this version cannot attach such a layer"))
     rings, ring_bytes = ring_sizes(config, possible_cpus())
     bpf.set_entries("rings", rings)
     bpf.set_entries("strings", power_of_two(config.ring.strings_bytes))
-    multi = load(bpf)
+    mechanism = choose() if users or points else Mechanism.SINGLE
+    prepare(bpf, mechanism if users else None)
+    usdt.prepare(bpf, points, mechanism)
+    arguments.reserve(bpf, plan.arguments)
+    bpf.load()
+    arguments.tell(bpf, plan.arguments)
     ring_fds = [bpf.add_ring("rings", i, ring_bytes) for i in range(rings)]
-    for name in ("on_fork", "on_exec", "on_exit", *(("on_cgroup",) if job_cgroup else ())):
+    for name in ("on_fork", "on_exec", "on_exit", *(("on_cgroup",) if job else ())):
         bpf.attach(name)
     for layer, functions in users:
-        attach_user(bpf, layer, functions, plan, multi=multi)
+        attach_user(bpf, layer, functions, plan, mechanism)
+    usdt.attach_usdt(bpf, points, plan, mechanism)
     if not any(count for *_, count in plan.mechanisms):
         raise UserError("no probe of the probe file can be attached on this host")
     attach_syscalls(bpf, plan)
@@ -102,7 +126,7 @@ def attach(
         bpf.iterator("mark_job"),
         bpf.iterator("unfinished"),
     )
-    if job_cgroup:
+    if job:
         read_all(attached.mark_job_fd)
     attach_client(bpf, config.client_library_path())
     return attached
@@ -112,13 +136,3 @@ def read_all(fd: int) -> None:
     """Run an iterator program to its end."""
     while os.read(fd, 4096):
         pass
-
-
-def load(bpf: Object) -> bool:
-    """Load with uprobe.multi programs if this kernel has them; says whether it has."""
-    multi = kernel_has_uprobe_multi()
-    if multi:
-        bpf.set_expected_attach_type("user_enter", UPROBE_MULTI)
-        bpf.set_expected_attach_type("user_leave", UPROBE_MULTI)
-    bpf.load()
-    return multi

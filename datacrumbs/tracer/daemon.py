@@ -20,13 +20,14 @@ from datacrumbs.config import SystemConfig
 from datacrumbs.errors import BadInputError, UserError
 from datacrumbs.notify import notify
 from datacrumbs.probes.file import load_verified, one_line
+from datacrumbs.probes.model import Select
 from datacrumbs.run import host_name, lock_file, make_run_dir, ready_file
 from datacrumbs.runlog import Log
 from datacrumbs.signing.keys import load_public_keys
 from datacrumbs.trace.rundir import create_run_directory
 from datacrumbs.trace.runfile import ProbeFileFacts, write_run_info
-from datacrumbs.tracer import privileges, signals
-from datacrumbs.tracer.attach import Attached, attach
+from datacrumbs.tracer import layout, privileges, signals
+from datacrumbs.tracer.attach import Attached, JobCgroup, attach
 from datacrumbs.tracer.recorder import Recorder, Run, first_run_info
 
 READY = "ready"
@@ -81,10 +82,8 @@ def _run(
         entry = privileges.account(run.probes.uid, run.probes.user)
         log = Log(f"datacrumbs[{run_id}]")
         log.open(Path(config.log_dir), entry, run_id)
-        job_cgroup = _cgroup_id(cgroup) if cgroup else 0
-        attached = attach(
-            run.probes, config=config, run_id=run_id, job_cgroup=job_cgroup, log=log.say
-        )
+        job = _job_cgroup(cgroup) if cgroup and _selects_job(run) else None
+        attached = attach(run.probes, config=config, run_id=run_id, job=job, log=log.say)
         return _supervise(run, attached, entry, ready, log, lock_fd=lock_fd)
     finally:
         ready.unlink(missing_ok=True)
@@ -138,13 +137,22 @@ def _verified(path: Path, run_id: str, config: SystemConfig, uid: int | None) ->
     return Run(run_id, probes, facts, config)
 
 
-def _cgroup_id(path: Path) -> int:
-    """The kernel's id of a cgroup of version 2: the inode number of its directory."""
-    if not (path / "cgroup.procs").exists() or not (path / "cgroup.controllers").exists():
+def _selects_job(run: Run) -> bool:
+    return any(layer.select is Select.JOB for layer in run.probes.layers)
+
+
+def _job_cgroup(cgroup: Path) -> JobCgroup:
+    """A directory of version 2, by its inode number; or a name that is to come."""
+    if len(cgroup.parts) == 1 and not cgroup.is_absolute():
+        if len(cgroup.name.encode()) >= layout.JOB_NAME_BYTES:
+            raise BadInputError(f"{cgroup}: longer than {layout.JOB_NAME_BYTES - 1} bytes")
+        return JobCgroup(name=cgroup.name)
+    if not (cgroup / "cgroup.procs").exists() or not (cgroup / "cgroup.controllers").exists():
         raise BadInputError(
-            f"{path}: not a cgroup of version 2", hint="give the job's directory below the mount"
+            f"{cgroup}: not a cgroup of version 2",
+            hint="give the job's directory below the mount, or its name alone",
         )
-    return path.stat().st_ino
+    return JobCgroup(id=cgroup.stat().st_ino)
 
 
 def _supervise(

@@ -195,6 +195,26 @@ def test_ten_jobs_at_once_on_one_node(cluster: Bed) -> None:
 
 
 @ON_ONE_SUITE
+def test_fifty_traced_jobs_on_each_of_three_nodes(cluster: Bed) -> None:
+    """Back to back, four at a time on a node: none is lost and, as always, nothing is left."""
+    asked = comment(cluster.sign())
+    wide = ("-n1", "-c4", "--array=1-50", "-o", "/dev/null", "--comment", asked)
+    first = [cluster.sbatch(" ".join(DD), f"-w{node}", *wide) for node in NODES]
+    cluster.wait_idle(240)
+    runs = cluster.shared / "home/alice/datacrumbs"
+    jobs = sorted(int(path.name) for path in runs.iterdir() if path.name.isdigit())
+    new = [job for job in jobs if job >= min(map(int, first))]
+    assert len(new) == 150
+    found = [cluster.writes(str(job), SIZE) for job in new]
+    assert sorted(next(iter(hosts)) for hosts in found) == sorted(NODES * 50)
+    assert all(list(hosts.values()) == [COUNT] for hosts in found)
+    for node in NODES:
+        pins = set(cluster.out(node, "ls", "/sys/fs/bpf").split())
+        assert pins <= {"maps.debug", "progs.debug"}  # the kernel's own
+        assert cluster.run(node, "pgrep", "-f", "bin/datacrumbs ", expect=None).stdout == ""
+
+
+@ON_ONE_SUITE
 def test_the_task_prolog_does_what_the_plugin_does(cluster: Bed) -> None:
     line = "TaskProlog=/etc/slurm/task_prolog.sh"
     for node in NODES:

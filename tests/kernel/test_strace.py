@@ -268,16 +268,31 @@ int main(void) {
 
 
 @contextlib.contextmanager
-def job_cgroup() -> Iterator[Path]:
-    """A cgroup of version 2, below the mount of this host."""
+def job_cgroup(version: str = "cgroup2") -> Iterator[Path]:
+    """A cgroup below a mount of this host's."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    mount = next(Path(fields[1]) for fields in mounts if fields[2] == "cgroup2")
+    mount = next(Path(fields[1]) for fields in mounts if fields[2] == version)
     cgroup = mount / f"datacrumbs-test-{os.getpid()}"
     cgroup.mkdir()
     try:
         yield cgroup
     finally:
         cgroup.rmdir()
+
+
+@pytest.mark.parametrize("version", ["cgroup", "cgroup2"])
+def test_a_job_whose_cgroup_comes_after_the_daemon(traced_run: TracedRun, version: str) -> None:
+    if version not in Path("/proc/filesystems").read_text().split():
+        pytest.skip("this kernel has no such cgroups")
+    name = Path(f"datacrumbs-test-{os.getpid()}")
+    become = f"setpriv --reuid {traced_run.user.pw_uid} --clear-groups dd if=/dev/zero of=/dev/null"
+    with traced_run.daemon(cgroup=name), job_cgroup(version) as cgroup:
+        assert cgroup.name == name.name
+        inside = f"mkdir {cgroup}/step; echo $$ > {cgroup}/step/cgroup.procs; {become}"
+        subprocess.run(["sh", "-c", f"{inside} bs=4097 count=23 status=none"], check=True)
+        (cgroup / "step").rmdir()
+        subprocess.run(["sh", "-c", f"{become} bs=4097 count=23 status=none"], check=True)
+    assert len(traced_run.trace().calls("ts", "name = 'write' AND ret = 4097")) == 23
 
 
 def test_static_binary_of_a_job(traced_run: TracedRun) -> None:
