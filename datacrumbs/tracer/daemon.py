@@ -13,13 +13,15 @@ import os
 import platform
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from pwd import struct_passwd
 
-from datacrumbs.config import SystemConfig
+from datacrumbs.config import KernelArguments, SystemConfig
 from datacrumbs.errors import BadInputError, UserError
 from datacrumbs.notify import notify
 from datacrumbs.probes.file import load_verified, one_line
+from datacrumbs.probes.kernel_arguments import numbers_only
 from datacrumbs.probes.model import Select
 from datacrumbs.run import host_name, lock_file, make_run_dir, ready_file
 from datacrumbs.runlog import Log
@@ -27,7 +29,7 @@ from datacrumbs.signing.keys import load_public_keys
 from datacrumbs.trace.rundir import create_run_directory
 from datacrumbs.trace.runfile import ProbeFileFacts, write_run_info
 from datacrumbs.tracer import layout, privileges, signals
-from datacrumbs.tracer.attach import Attached, JobCgroup, attach
+from datacrumbs.tracer.attach import Attached, JobCgroup, attach, check_profiles
 from datacrumbs.tracer.recorder import Recorder, Run, first_run_info
 
 READY = "ready"
@@ -82,8 +84,10 @@ def _run(
         entry = privileges.account(run.probes.uid, run.probes.user)
         log = Log(f"datacrumbs[{run_id}]")
         log.open(Path(config.log_dir), entry, run_id)
+        run = _without_pointers(run, log)
         job = _job_cgroup(cgroup) if cgroup and _selects_job(run) else None
         attached = attach(run.probes, config=config, run_id=run_id, job=job, log=log.say)
+        _remember_refusals(run, attached, log)
         return _supervise(run, attached, entry, ready, log, lock_fd=lock_fd)
     finally:
         ready.unlink(missing_ok=True)
@@ -139,6 +143,29 @@ def _verified(path: Path, run_id: str, config: SystemConfig, uid: int | None) ->
 
 def _selects_job(run: Run) -> bool:
     return any(layer.select is Select.JOB for layer in run.probes.layers)
+
+
+def _without_pointers(run: Run, log: Log) -> Run:
+    """What was signed on a host with another kernel may be a pointer here."""
+    if run.config.policy.kernel_arguments is KernelArguments.ALL:
+        return run
+    probes, lost = numbers_only(run.probes)
+    for layer, name, reason in lost[:20]:
+        log.say(f"arguments not captured: {layer}: {name}: {reason}")
+    return replace(run, probes=probes)
+
+
+def _remember_refusals(run: Run, attached: Attached, log: Log) -> None:
+    """Note what the kernel refused, for the configurator; a run goes on without that."""
+    if not attached.plan.skipped:
+        return
+    from datacrumbs.probes import status
+
+    try:
+        entries = status.refusals(run.probes, attached.plan.skipped)
+        status.remember(Path(run.config.state_dir), entries)
+    except UserError as error:
+        log.say(f"what could not be attached is not remembered: {error.message}")
 
 
 def _job_cgroup(cgroup: Path) -> JobCgroup:
@@ -232,6 +259,7 @@ def _child(run: Run, attached: Attached, entry: struct_passwd, write_fd: int, lo
         log.say(f"recording {len(attached.plan.functions)} functions to {directory}")
         for layer, name, reason in attached.plan.skipped[:20]:
             log.say(f"not traced: {layer}: {name}: {reason}")
+        check_profiles(attached)
         tell(READY)
         Recorder(run, attached, directory, info, say=say, beat=tell).record()
     except UserError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
@@ -10,12 +9,20 @@ import shutil
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kernel.tracing import LIBRARY, PYTHON, RUN_ID, UNFINISHED, Trace, TracedRun, traced_names
+from kernel.tracing import (
+    LIBRARY,
+    PYTHON,
+    RUN_ID,
+    UNFINISHED,
+    Trace,
+    TracedRun,
+    job_cgroup,
+    traced_names,
+)
 
 from datacrumbs.probes.syscalls import ROLES
 from datacrumbs.trace.schema import Op
@@ -265,19 +272,6 @@ int main(void) {
     return close(fd);
 }
 """
-
-
-@contextlib.contextmanager
-def job_cgroup(version: str = "cgroup2") -> Iterator[Path]:
-    """A cgroup below a mount of this host's."""
-    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    mount = next(Path(fields[1]) for fields in mounts if fields[2] == version)
-    cgroup = mount / f"datacrumbs-test-{os.getpid()}"
-    cgroup.mkdir()
-    try:
-        yield cgroup
-    finally:
-        cgroup.rmdir()
 
 
 @pytest.mark.parametrize("version", ["cgroup", "cgroup2"])
