@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ ERRORS: dict[str, dict[str, Any]] = RECORDED["errors"]
 
 ANSWER = """#!/bin/sh
 # replays; arguments as flux-job has them, or as flux has them
-cd {directory} || exit 9
+cd "${0%/*}" || exit 9
 [ "$1" != job ] || shift
 printf '%s\\n' "$*" >>asked
 case "$1 $3" in
@@ -39,9 +38,10 @@ class Replay:
 
     def __post_init__(self) -> None:
         (self.directory / "exec").mkdir(parents=True, exist_ok=True)
-        for name in ("flux", "exec/flux-job"):
+        direct = '#!/bin/sh\nexec "${0%/*}/../flux" "$@"\n'
+        for name, text in (("flux", ANSWER), ("exec/flux-job", direct)):
             path = self.directory / name
-            path.write_text(ANSWER.format(directory=shlex.quote(str(self.directory))))
+            path.write_text(text)
             path.chmod(0o755)
 
     def answer(self, question: str, text: str = "", *, stderr: str = "", rc: int = 0) -> None:
