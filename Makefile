@@ -96,8 +96,14 @@ lint: setup ## Check style and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# of the nodes of the cluster that tests start; kept in /var/cache/datacrumbs-tests
+.PHONY: images
+images: setup
+	@[ "$$(id -u)" = 0 ] || { echo "the tests need root" >&2; exit 1; }
+	$(run) tests/cluster/image.py
+
 .PHONY: test
-test: lint $(VENV)/dfanalyzer/.installed ## All tests that this machine can run (root, BPF); a skipped test is a failure
+test: lint images $(VENV)/dfanalyzer/.installed ## All tests that this machine can run (root, BPF); a skipped test is a failure
 	$(run) -m pytest --no-skips tests/unit tests/kernel tests/flux_jobs tests/cluster
 
 .PHONY: demo

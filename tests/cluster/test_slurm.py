@@ -106,6 +106,16 @@ def test_the_plugin_refuses_at_submission(cluster: Bed) -> None:
 
 
 @ON_ONE_SUITE
+def test_the_example_is_a_traced_job(cluster: Bed) -> None:
+    cluster.sign()
+    example = PREFIX / "share/datacrumbs/examples/slurm_job.sh"
+    command = ("sbatch", "--parsable", "--datacrumbs-probe-file=probes.json.gz", example)
+    job = cluster.out("n1", *command, user="alice")
+    cluster.wait_idle()
+    assert list(cluster.writes(job, SIZE).values()) == [COUNT] * 2
+
+
+@ON_ONE_SUITE
 def test_two_probe_files_are_refused(cluster: Bed) -> None:
     cluster.sign()
     said = cluster.srun(
