@@ -34,7 +34,8 @@ def start_job(config: SystemConfig) -> int:
         wanted = flux.metadata_in(_standard_input())
         if wanted is None:
             return 0
-        start(Job(run_id=run_id, user=user, probe_file=wanted.probe_file), config)
+        job = Job(run_id=run_id, user=user, probe_file=wanted.probe_file, cgroup=_cgroup(run_id))
+        start(job, config)
     except UserError as error:
         not_traced(run_id, user, config, error)
         return _tell_job(run_id, config, error)
@@ -51,6 +52,19 @@ def stop_job(config: SystemConfig) -> int:
         tell(run_id, user, config, error.message)
         return exit_code(config)
     return 0
+
+
+def _cgroup(run_id: str) -> str:
+    """The cgroup of the job's shell on this node, for ``select: job``, with exec.service sdexec.
+
+    Without that service, none of this name ever comes, and none is found. Empty when Flux does
+    not say which node this is.
+    """
+    shell = "imp-shell" if "FLUX_OWNER_USERID" in os.environ else "shell"
+    try:
+        return f"{shell}-{flux.broker_rank()}-{run_id}.service"
+    except UserError:
+        return ""
 
 
 def _standard_input() -> str:

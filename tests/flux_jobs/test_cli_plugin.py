@@ -109,6 +109,13 @@ def test_odd_names_pass_unchanged(flux: Flux) -> None:
     assert _system(done)["datacrumbs"] == {"enable": "yes", "probe_file": name}
 
 
+def test_the_example_is_a_job_that_asks(flux: Flux) -> None:
+    example = Path(sys.prefix, "share/datacrumbs/examples/flux_job.sh")
+    system = _system(flux("batch", "--dry-run", example))
+    assert system["datacrumbs"] == {"enable": "yes", "probe_file": "/probes.json.gz"}
+    subprocess.run(["sh", "-n", example], check=True)
+
+
 def test_help_says_what_to_do(flux: Flux) -> None:
     done = flux("run", "--help=datacrumbs-enable")
     assert done.returncode == 0
