@@ -22,11 +22,12 @@ endif
 
 # Debian's names. Building: clang, bpftool, headers of libbpf, libc and Slurm, gcc, python3-venv.
 # Running: libbpf1. The rest is what tests run, trace or check with.
-PACKAGES := clang llvm bpftool libbpf-dev libbpf1 gcc g++ libc6-dev libslurm-dev python3 \
+PACKAGES := acl clang llvm bpftool libbpf-dev libbpf1 gcc g++ libc6-dev libslurm-dev python3 \
 	python3-venv python3-bpfcc linux-headers-$(shell dpkg --print-architecture) \
 	libhdf5-openmpi-dev libopenmpi-dev openmpi-bin \
 	debootstrap e2fsprogs fio fuse2fs git groff-base iproute2 libcap2-bin libseccomp2 \
-	musl-tools patchelf sqlite3 strace systemd systemtap-sdt-dev tar time util-linux
+	musl-tools openssh-client openssh-server patchelf sqlite3 strace systemd systemtap-sdt-dev \
+	tar time util-linux
 BENCH_PACKAGES := bpftrace linux-perf
 
 export PIP_ROOT_USER_ACTION := ignore
@@ -103,7 +104,7 @@ images: setup
 
 .PHONY: test
 test: lint images $(VENV)/dfanalyzer/.installed ## All tests that this machine can run (root, BPF); a skipped test is a failure
-	$(run) -m pytest --no-skips tests/unit tests/kernel tests/cluster
+	$(run) -m pytest --no-skips tests/unit tests/kernel tests/flux_jobs tests/cluster
 
 .PHONY: demo
 demo: setup ## Trace a small program from the probe file to the report

@@ -45,6 +45,9 @@ def main(
       datacrumbs probes.json.gz my-run
       systemctl start datacrumbs@my-run
     """
+    from datacrumbs.tracer import signals
+
+    signals.hold()
     from datacrumbs.tracer.daemon import run_daemon
 
     run = check_run_id(run_id) if run_id else default_run_id()

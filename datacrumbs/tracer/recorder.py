@@ -46,6 +46,7 @@ from datacrumbs.trace.schema import (
 from datacrumbs.tracer import layout
 from datacrumbs.tracer.attach import Attached, power_of_two, read_all
 from datacrumbs.tracer.custom import RING_BYTES
+from datacrumbs.tracer.signals import WAKE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +58,6 @@ FLUSH_S = 1.0
 TELL_S = 5.0
 """How often systemd gets a status line."""
 STATUS_S = 60.0
-WAKE = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
 
 
 @dataclass(slots=True)
