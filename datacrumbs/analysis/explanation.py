@@ -3,7 +3,8 @@
 How things are counted:
 
 - A *target* is a call that is explained: the outermost on its thread of those chosen. Its time
-  is that from call to return. Unfinished calls are counted apart, and are in no time.
+  is that from call to return. Unfinished calls (which did not return: see ``flags`` of the
+  trace's events) are counted apart, and are in no time.
 - *Self* time of a call is what no call inside it, of those traced, covers. Over all that is
   inside a target, self times add up to the target's time exactly.
 - *Fast* and *slow* calls of one function are told apart by their lengths, see `Variation`. The
@@ -135,7 +136,7 @@ class SlowCall(Struct, frozen=True, kw_only=True):
 
 
 class Stuck(Struct, frozen=True, kw_only=True):
-    """Where calls that had not returned were: the innermost unfinished one of the thread."""
+    """Where calls still were at the end: in the innermost unfinished one of their thread."""
 
     layer: str
     name: str

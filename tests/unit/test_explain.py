@@ -555,11 +555,15 @@ def test_unfinished_calls_are_counted_apart_with_where_they_were(
     open_ = [Call(func="read", start=BEGIN_NS + 20, dur=300, flags=1) for _ in range(3)]
     for call, func in zip(open_, ("io_schedule", "io_schedule", "down_write"), strict=True):
         call.inner = [Call(func=func, start=BEGIN_NS + 30, dur=290, flags=1)]
+    left = Call(func="read", start=BEGIN_NS, dur=40, flags=1)  # by an exception
+    after = Call(func="close", start=BEGIN_NS + 50, dur=1)
     threads = {(1, 1): [done, open_[0]], (1, 2): [open_[1]], (1, 3): [open_[2]]}
+    threads[1, 4] = [left, after]
     with mock.patch("datacrumbs.trace.reader.BATCH_ROWS", batch_rows):
-        (found,) = explained(tmp_path, [Host(name="n1", threads=threads)]).explained
+        said = explained(tmp_path, [Host(name="n1", threads=threads)], call="read")
+    (found,) = said.explained
     assert (found.count, found.time_ns) == (1, 10)
-    assert (found.unfinished, found.unfinished_ns) == (3, 900)
+    assert (found.unfinished, found.unfinished_ns) == (4, 940)
     assert [(s.name, s.threads) for s in found.stuck_in] == [("io_schedule", 2), ("down_write", 1)]
 
 
