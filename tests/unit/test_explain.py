@@ -511,13 +511,14 @@ def test_asynchronous_work_on_the_file_is_counted_once(tmp_path: Path, batch_row
 
 def test_what_was_lost_or_cut_off_is_said(tmp_path: Path) -> None:
     alone = Call(func="vfs_write", start=BEGIN_NS + 50, dur=10)
-    host = Host(name="n1", threads={(1, 1): [write_stack(BEGIN_NS + 100), alone]}, lost=5)
-    host.state = State.CUT_OFF
-    host.facts = {"host": host_name(), "boot_id": "another boot"}
-    found = explained(tmp_path, [host], layer="syscall")
-    assert (found.lost, found.orphans, found.state) == (5, 1, State.CUT_OFF)
-    assert any("5 events were lost" in note and "1 kernel" in note for note in found.notes)
-    assert any(note.startswith("Cut off: n1") for note in found.notes)
+    threads = {(1, 1): [write_stack(BEGIN_NS + 100), alone]}
+    hosts = [Host(name="n1", threads=threads), Host(name="n2", threads=threads, lost=5)]
+    hosts[1].state = State.CUT_OFF
+    hosts[1].facts = {"host": host_name(), "boot_id": "another boot"}
+    found = explained(tmp_path, hosts, layer="syscall")
+    assert (found.lost, found.orphans, found.state) == (5, 2, State.CUT_OFF)
+    assert any("5 events were lost" in note and "2 kernel" in note for note in found.notes)
+    assert any(note.startswith("Cut off: n2; ") for note in found.notes)
 
 
 def test_missing_hosts_and_clocks_that_were_set_are_named(tmp_path: Path) -> None:
