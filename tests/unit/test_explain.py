@@ -314,6 +314,29 @@ def vars_of(call: Call) -> dict[str, Any]:
     return {name: getattr(call, name) for name in ("func", "start", "dur")}
 
 
+def test_what_a_tracepoint_marks_is_told_though_it_takes_no_time(tmp_path: Path) -> None:
+    """Reads that miss the page cache take longer, and all that is traced is an instant."""
+
+    def miss(at: int) -> Call:
+        tree = lengthened(delayed(read_stack(at), 2, waits("filemap_add_folio", 0)))
+        for call in (tree.inner[0], tree.inner[0].inner[0]):
+            call.dur += 50_000
+        return tree
+
+    variation = one(tmp_path, mixed(3, 90, 30, read_stack, miss)).variation
+    assert variation is not None
+    marks = [f for f in variation.findings if f.kind == "mark"]
+    assert [(f.name, f.cause, f.share) for f in marks] == [
+        ("filemap_add_folio", Cause.CACHE_MISS, pytest.approx(1))
+    ]
+    assert variation.findings[0].kind == "inside"
+    assert sentence(marks[0]) == (
+        "Slow calls show a page cache miss: readahead or reading pages that were not cached. "
+        "filemap_add_folio (fs), in vfs_read > ext4_file_read_iter occurs in all slow and none of "
+        "the fast calls."
+    )
+
+
 def test_shares_of_the_difference_add_up(tmp_path: Path) -> None:
     def slow(at: int) -> Call:
         return in_ext4(at, waits("down_write", 60_000), waits("ext4_da_get_block_prep", 30_000))
