@@ -13,4 +13,7 @@ char LICENSE[] SEC("license") = "GPL";
 #include "emit.h"
 #include "syscalls.h"
 #include "user.h"
+#include "subject.h"
+#include "kernel_functions.h"
+#include "points.h"
 #include "who.h"

@@ -5,12 +5,14 @@
 #pragma once
 #include <linux/types.h>
 
-#define DC_LAYOUT 2
+#define DC_LAYOUT 3
 #define DC_SYSCALLS 512	     /* system call numbers below this can be traced */
 #define DC_MAX_CPUS 1024     /* counters are kept per CPU, modulo this */
 #define DC_RUN_ID_MAX 64
 #define DC_TEXT_MAX 4096     /* a path's bytes in a name record */
 #define DC_DEPTH 64	     /* user functions nested on one thread; a power of two */
+#define DC_KERNEL_DEPTH 64   /* kernel functions nested on one thread; a power of two */
+#define DC_POINTS 64	     /* tracepoints in use, a program for each */
 
 /* one event: EVENT_DTYPE in datacrumbs/trace/schema.py */
 struct dc_event {
@@ -21,7 +23,7 @@ struct dc_event {
 	__u16 func, flags;
 	__s32 fd;
 };
-enum { DC_UNFINISHED = 1, DC_PEER = 2 };
+enum { DC_UNFINISHED = 1, DC_PEER = 2, DC_ASYNC = 4 };
 
 /* which tasks a function is recorded for, and what a task is */
 enum { DC_JOINED = 1, DC_IN_JOB = 2 };
@@ -36,12 +38,36 @@ struct dc_call {
 };
 enum { DC_USES_POS = 1, DC_RETURNS_FD = 2 };
 
-/* any function, by its number */
+/* any function, by its number; argument indices are -1 for none. Of no kernel function: zeros. */
 struct dc_function {
 	__u8 select;
 	__u8 layer; /* index of dc_config.layers */
-	__u8 unused[6];
+	__u8 kind;  /* DC_OF_...: what argument `object` is */
+	__s8 object, offset, size;
+	__u8 how;	/* DC_OFFSET_POINTER ... */
+	__u8 returns;	/* DC_RETURNS_... */
+	__u16 embedded; /* where the structure that argument `object` points to has its inode */
+	__u16 unused;
 };
+/* what tells a kernel function's file */
+enum {
+	DC_OF_NONE, DC_OF_FILE, DC_OF_KIOCB, DC_OF_INODE, DC_OF_DENTRY, DC_OF_PATH, DC_OF_FOLIO,
+	DC_OF_PAGE, DC_OF_MAPPING, DC_OF_FAULT, DC_OF_READAHEAD, DC_OF_BIO, DC_OF_REQUEST,
+	DC_OF_JOURNAL,
+};
+enum { DC_OFFSET_POINTER = 1, DC_SIZE_ITER = 2, DC_OFFSET_PAGES = 4, DC_SIZE_32 = 8 };
+enum { DC_RETURNS_LONG, DC_RETURNS_NOTHING, DC_RETURNS_INT, DC_RETURNS_UINT, DC_RETURNS_BYTE };
+
+/* one tracepoint */
+struct dc_point {
+	__u16 func;
+	__u8 part;	/* DC_SINGLE ... */
+	__u8 arguments; /* how many it has, 8 at most */
+	__s8 result;	/* index of what the function returns; -1: none */
+	__u8 unused[3];
+	struct dc_function roles;
+};
+enum { DC_NO_POINT, DC_SINGLE, DC_ENTER, DC_LEAVE, DC_ISSUE, DC_DONE };
 
 /* one layer: an entry of the probe file */
 struct dc_layer {
@@ -55,6 +81,7 @@ struct dc_config {
 	struct dc_call calls[DC_SYSCALLS];
 	struct dc_function functions[DC_FUNCTIONS];
 	struct dc_layer layers[DC_LAYERS];
+	struct dc_point points[DC_POINTS];
 	char run_id[DC_RUN_ID_MAX];
 	__u64 job_cgroup;    /* kernfs id; 0: no `select: job` */
 	__u32 uid;	     /* the run's user */

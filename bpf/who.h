@@ -69,6 +69,7 @@ int BPF_PROG(on_exit, struct task_struct *task)
 	if (!self)
 		return 0;
 	emit_unfinished(self);
+	emit_unfinished_kernel(task);
 	if (!task->signal->live.counter)
 		emit_process(self, task, DC_EXIT);
 	return 0;
@@ -110,5 +111,6 @@ int unfinished(struct bpf_iter__task *ctx)
 	struct dc_task *self = bpf_task_storage_get(&tasks, task, 0, 0);
 	if (self)
 		emit_unfinished(self);
+	emit_unfinished_kernel(task);
 	return 0;
 }

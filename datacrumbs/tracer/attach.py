@@ -9,8 +9,9 @@ from pathlib import Path
 
 from datacrumbs.config import SystemConfig
 from datacrumbs.errors import UserError
-from datacrumbs.probes.model import ProbeList, SyscallLayer, UserLayer
+from datacrumbs.probes.model import KernelLayer, ProbeList, SyscallLayer, UserLayer
 from datacrumbs.tracer import layout
+from datacrumbs.tracer.kernel_functions import attach_kernel, leave_out, plan_kernel
 from datacrumbs.tracer.libbpf import OBJECT_PATH, Object
 from datacrumbs.tracer.plan import Plan
 from datacrumbs.tracer.system_calls import attach_syscalls, plan_syscalls
@@ -79,8 +80,10 @@ def attach(
             plan_syscalls(layer, plan)
         elif isinstance(layer, UserLayer):
             users.append((layer, plan_user(layer, plan)))
-        else:
+        elif not isinstance(layer, KernelLayer):
             plan.skipped.append((layer.name, "all", "this version cannot attach such a layer"))
+    kernel = plan_kernel([x for x in probes.layers if isinstance(x, KernelLayer)], plan)
+    leave_out(bpf, kernel)
     rings, ring_bytes = ring_sizes(config, possible_cpus())
     bpf.set_entries("rings", rings)
     bpf.set_entries("strings", power_of_two(config.ring.strings_bytes))
@@ -90,6 +93,7 @@ def attach(
         bpf.attach(name)
     for layer, functions in users:
         attach_user(bpf, layer, functions, plan, multi=multi)
+    attach_kernel(bpf, kernel, plan)
     if not any(count for *_, count in plan.mechanisms):
         raise UserError("no probe of the probe file can be attached on this host")
     attach_syscalls(bpf, plan)

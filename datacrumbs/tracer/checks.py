@@ -21,6 +21,7 @@ from datacrumbs.config import SystemConfig, config_paths, load_system_config
 from datacrumbs.errors import UserError
 from datacrumbs.run import host_name
 from datacrumbs.tracer import attach, layout
+from datacrumbs.tracer.kernel_functions import KernelProbes, leave_out
 from datacrumbs.tracer.libbpf import OBJECT_PATH, Object
 from datacrumbs.tracer.user_functions import (
     CLIENT_FUNCTION,
@@ -258,6 +259,7 @@ def _load(bpf: Object, config: SystemConfig) -> bool:
             f"{OBJECT_PATH}: layout {constants.layout}, not {layout.LAYOUT}",
             hint="reinstall datacrumbs",
         )
+    leave_out(bpf, KernelProbes())
     constants.uid = NOBODY_UID
     constants.cpus_per_ring = config.ring.cpus_per_ring
     bpf.set_entries("rings", attach.ring_sizes(config, attach.possible_cpus())[0])

@@ -6,10 +6,12 @@ import ctypes
 import struct
 from enum import IntEnum
 
-LAYOUT = 2
+LAYOUT = 3
 SYSCALLS = 512
 FUNCTIONS = 65536
 LAYERS = 256
+POINTS = 64
+POINT_ARGUMENTS = 8
 MAX_CPUS = 1024
 RUN_ID_BYTES = 64
 EVENT_BYTES = 64
@@ -41,7 +43,70 @@ class Function(ctypes.Structure):
     _fields_ = (
         ("select", ctypes.c_uint8),
         ("layer", ctypes.c_uint8),
-        ("unused", ctypes.c_uint8 * 6),
+        ("kind", ctypes.c_uint8),
+        ("object", ctypes.c_int8),
+        ("offset", ctypes.c_int8),
+        ("size", ctypes.c_int8),
+        ("how", ctypes.c_uint8),
+        ("returns", ctypes.c_uint8),
+        ("embedded", ctypes.c_uint16),
+        ("unused", ctypes.c_uint16),
+    )
+
+
+class Subject(IntEnum):
+    """What argument ``object`` of a kernel function is (``DC_OF_...``)."""
+
+    NONE = 0
+    FILE = 1
+    KIOCB = 2
+    INODE = 3
+    DENTRY = 4
+    PATH = 5
+    FOLIO = 6
+    PAGE = 7
+    MAPPING = 8
+    FAULT = 9
+    READAHEAD = 10
+    BIO = 11
+    REQUEST = 12
+    JOURNAL = 13
+
+
+OFFSET_POINTER, SIZE_ITER, OFFSET_PAGES, SIZE_32 = 1, 2, 4, 8
+"""``how`` of a function: what its arguments ``offset`` and ``size`` are."""
+
+
+class Returns(IntEnum):
+    """What a kernel function returns (``DC_RETURNS_...``)."""
+
+    LONG = 0
+    NOTHING = 1
+    INT = 2
+    UINT = 3
+    BYTE = 4
+
+
+class Part(IntEnum):
+    """What a tracepoint is to its function."""
+
+    SINGLE = 1
+    ENTER = 2
+    LEAVE = 3
+    ISSUE = 4
+    DONE = 5
+
+
+class Point(ctypes.Structure):
+    """struct dc_point: one tracepoint."""
+
+    _fields_ = (
+        ("func", ctypes.c_uint16),
+        ("part", ctypes.c_uint8),
+        ("arguments", ctypes.c_uint8),
+        ("result", ctypes.c_int8),
+        ("unused", ctypes.c_uint8 * 3),
+        ("roles", Function),
     )
 
 
@@ -58,6 +123,7 @@ class Config(ctypes.Structure):
         ("calls", Call * SYSCALLS),
         ("functions", Function * FUNCTIONS),
         ("layers", Layer * LAYERS),
+        ("points", Point * POINTS),
         ("run_id", ctypes.c_char * RUN_ID_BYTES),
         ("job_cgroup", ctypes.c_uint64),
         ("uid", ctypes.c_uint32),

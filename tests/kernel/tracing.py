@@ -61,10 +61,16 @@ class TracedRun:
         return self.root / "work"
 
     @contextlib.contextmanager
-    def daemon(self, *, cgroup: Path | None = None) -> Iterator[subprocess.Popen[str]]:
-        """A daemon that is ready and, on leaving, has stopped with a complete trace."""
+    def daemon(
+        self, *layers: model.Layer, cgroup: Path | None = None
+    ) -> Iterator[subprocess.Popen[str]]:
+        """A daemon that is ready and, on leaving, has stopped with a complete trace.
+
+        Without ``layers`` it traces system calls.
+        """
         select = model.Select.JOB if cgroup else model.Select.PROCESS
-        command = [str(BIN / "datacrumbs"), str(self._sign(select)), RUN_ID]
+        probe_file = self.sign(*layers) if layers else self._sign(select)
+        command = [str(BIN / "datacrumbs"), str(probe_file), RUN_ID]
         command += ["--config", str(self.root / "system.yaml")]
         command += ["--cgroup", str(cgroup)] if cgroup else []
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -85,6 +91,12 @@ class TracedRun:
             time.sleep(0.01)
 
     def _sign(self, select: model.Select) -> Path:
+        return self.sign(
+            model.SyscallLayer(name="syscall", functions=traced_names(), select=select)
+        )
+
+    def sign(self, *layers: model.Layer) -> Path:
+        """The run's probe file, with ``layers``."""
         now = int(time.time())
         probes = model.ProbeList(
             format=model.FORMAT,
@@ -95,7 +107,7 @@ class TracedRun:
             host="test",
             cluster="",
             machine=platform.machine(),
-            layers=[model.SyscallLayer(name="syscall", functions=traced_names(), select=select)],
+            layers=list(layers),
         )
         path = self.root / "probes.json.gz"
         key = keys.load_private_key(self.root / "private.pem")
@@ -158,14 +170,21 @@ class TracedRun:
         subprocess.run(command, check=True)
         return program
 
-    def trace(self) -> Trace:
-        """The stopped run's trace, which must be complete and without loss."""
-        (host,) = (self.root / "traces" / RUN_ID).glob("host=*")
-        info = json.loads((host / "run.json").read_text())
+    def trace(self, *, lost: int = 0) -> Trace:
+        """The stopped run's trace, which must be complete and without loss (but ``lost``)."""
+        info = self.info()
         assert info["state"] == "complete"
-        assert info["counts"]["lost"] == 0
-        assert set(info["lost_by"].values()) == {0}
-        return Trace(host)
+        assert info["counts"]["lost"] == lost, info["counts"]
+        assert sum(info["lost_by"].values()) == lost
+        return Trace(self._host())
+
+    def info(self) -> dict[str, Any]:
+        """``run.json`` of the run."""
+        return dict(json.loads((self._host() / "run.json").read_text()))
+
+    def _host(self) -> Path:
+        (host,) = (self.root / "traces" / RUN_ID).glob("host=*")
+        return host
 
 
 class Trace:
@@ -175,7 +194,7 @@ class Trace:
         import duckdb
 
         self._database = duckdb.connect()
-        for table in ("events", "functions", "files", "processes", "peers"):
+        for table in ("events", "functions", "files", "processes", "peers", "arguments"):
             pattern = f"{host}/{table}-*.parquet"
             if list(host.glob(f"{table}-*.parquet")):
                 self._database.execute(f"CREATE TABLE {table} AS SELECT * FROM '{pattern}'")
