@@ -226,19 +226,23 @@ def _attach_multi(bpf: Object, functions: list[Numbered], kind: Mechanism) -> in
 
 
 def _attach_pairs(bpf: Object, functions: list[Numbered]) -> Iterator[tuple[Numbered, str]]:
-    errors: dict[Numbered, int] = {}
+    # of several functions with one name, kernels before 6.6 take the first that comes
+    reasons = why_not([name for _, name in functions], ftrace=False)
     for func, name in functions:
+        if name in reasons:
+            yield (func, name), reasons[name]
+            continue
         error = bpf.attach_kprobe("kernel_leave", name, cookie=func, retprobe=True)
         error = error or bpf.attach_kprobe("kernel_enter", name, cookie=func)
         if error:
-            errors[func, name] = error
-    reasons = why_not([name for _, name in errors]) if errors else {}
-    for one, failed in errors.items():
-        yield one, reasons.get(one[1], os.strerror(failed))
+            yield (func, name), os.strerror(error)
 
 
-def why_not(names: list[str]) -> dict[str, str]:
-    """Of these functions, those that this kernel cannot probe by name, with the reason."""
+def why_not(names: list[str], *, ftrace: bool = True) -> dict[str, str]:
+    """Of these functions, those that this kernel cannot probe by name, with the reason.
+
+    ``ftrace``: the probes are ftrace's, which take fewer functions than kprobes do.
+    """
     wanted = set(names)
     counts: Counter[str] = Counter()
     with open(KALLSYMS) as symbols:
@@ -246,7 +250,7 @@ def why_not(names: list[str]) -> dict[str, str]:
             name = line.split(maxsplit=3)[2]
             if name in wanted:
                 counts[name] += 1
-    traceable = _traceable()
+    traceable = _traceable() if ftrace else None
     reasons = {}
     for name in wanted:
         if not counts[name]:

@@ -218,22 +218,27 @@ class Trace:
         return self.sql(f"SELECT {columns} FROM calls WHERE {where} ORDER BY ts", *values)
 
 
+def make_site(root: Path, user: pwd.struct_passwd) -> TracedRun:
+    """A site below ``root``, a directory of root's that everybody may enter."""
+    root.chmod(0o755)
+    for name in ("traces", "work"):
+        (root / name).mkdir(mode=0o755)
+        os.chown(root / name, user.pw_uid, user.pw_gid)
+    keys.create_private_key(root / "private.pem", root / "keys")
+    (root / "system.yaml").write_text(
+        f"trace_dir: {root}/traces\nrun_dir: {root}/run\nlog_dir: {root}/log\n"
+        f"keys: {{private: {root}/private.pem, public_dir: {root}/keys}}\n"
+        "ring: {total_bytes: 33554432}\n"
+    )
+    return TracedRun(root, user)
+
+
 @contextlib.contextmanager
 def site_for(user: pwd.struct_passwd) -> Iterator[TracedRun]:
     """A new site, removed on leaving; `TMPDIR` may be closed to users, /var/tmp is not."""
     root = Path(tempfile.mkdtemp(prefix="datacrumbs-test-", dir="/var/tmp"))
     try:
-        root.chmod(0o755)
-        for name in ("traces", "work"):
-            (root / name).mkdir(mode=0o755)
-            os.chown(root / name, user.pw_uid, user.pw_gid)
-        keys.create_private_key(root / "private.pem", root / "keys")
-        (root / "system.yaml").write_text(
-            f"trace_dir: {root}/traces\nrun_dir: {root}/run\nlog_dir: {root}/log\n"
-            f"keys: {{private: {root}/private.pem, public_dir: {root}/keys}}\n"
-            "ring: {total_bytes: 33554432}\n"
-        )
-        yield TracedRun(root, user)
+        yield make_site(root, user)
     finally:
         shutil.rmtree(root)
 
