@@ -22,9 +22,9 @@ endif
 
 # Debian's names. Building: clang, bpftool, libbpf's and libc's headers, gcc, python3-venv.
 # Running: libbpf1. The rest is what tests run, trace or check with.
-PACKAGES := clang llvm bpftool libbpf-dev libbpf1 gcc libc6-dev python3 python3-venv \
+PACKAGES := clang llvm bpftool libbpf-dev libbpf1 gcc g++ libc6-dev python3 python3-venv \
 	e2fsprogs fio git groff-base iproute2 libcap2-bin libseccomp2 musl-tools patchelf \
-	sqlite3 strace tar time util-linux
+	sqlite3 strace systemd systemtap-sdt-dev tar time util-linux
 BENCH_PACKAGES := bpftrace linux-perf
 
 export PIP_ROOT_USER_ACTION := ignore
@@ -80,6 +80,13 @@ $(VENV)/.installed: $(sources) | $(VENV)/.dependencies
 	  --config-settings=setup-args=-Dwerror=true .
 	touch $@
 
+# DFTracer's own tools, which tests let read our exports; not beside ours, whose versions they fix
+$(VENV)/dfanalyzer/.installed: | $(VENV)/bin/python
+	$(PYTHON) -m venv $(VENV)/dfanalyzer
+	$(VENV)/dfanalyzer/bin/python -P -m pip install --quiet \
+	  dftracer-analyzer==0.0.9 dftracer-utils==0.0.12
+	touch $@
+
 .PHONY: lint
 lint: setup ## Check style and types
 	$(VENV)/bin/ruff check .
@@ -87,7 +94,7 @@ lint: setup ## Check style and types
 	$(VENV)/bin/mypy
 
 .PHONY: test
-test: lint ## All tests that this machine can run (root, BPF); a skipped test is a failure
+test: lint $(VENV)/dfanalyzer/.installed ## All tests that this machine can run (root, BPF); a skipped test is a failure
 	$(run) -m pytest --no-skips tests/unit tests/kernel
 
 .PHONY: demo
@@ -95,8 +102,17 @@ demo: setup ## Trace a small program from the probe file to the report
 	PATH="$(VENV)/bin:$$PATH" examples/demo.sh
 
 .PHONY: bench
-bench: setup bench-packages ## Measure the cost of tracing, next to other tools
+bench: setup bench-packages $(VENV)/bench/dftracer ## Measure the cost of tracing, next to other tools (5 minutes)
 	$(run) tests/bench/run.py
+
+.PHONY: bench-long
+bench-long: setup bench-packages $(VENV)/bench/dftracer ## The same, watching the daemon's memory for 10 minutes
+	$(run) tests/bench/run.py --minutes 10
+
+# to measure beside, no part of datacrumbs; without it its row is empty
+$(VENV)/bench/dftracer: | $(VENV)/.dependencies
+	@$(run) -m pip install --quiet --no-deps --only-binary :all: --target $@.new dftracer==2.2.0 \
+	  && mv $@.new $@ || echo "DFTracer cannot be fetched: measuring without it" >&2
 
 .PHONY: wheel
 wheel: setup ## Build a wheel into dist/

@@ -5,7 +5,7 @@
 #pragma once
 #include <linux/types.h>
 
-#define DC_LAYOUT 3
+#define DC_LAYOUT 4
 #define DC_SYSCALLS 512	     /* system call numbers below this can be traced */
 #define DC_MAX_CPUS 1024     /* counters are kept per CPU, modulo this */
 #define DC_RUN_ID_MAX 64
@@ -23,7 +23,7 @@ struct dc_event {
 	__u16 func, flags;
 	__s32 fd;
 };
-enum { DC_UNFINISHED = 1, DC_PEER = 2, DC_ASYNC = 4 };
+enum { DC_UNFINISHED = 1, DC_PEER = 2, DC_ASYNC = 4, DC_HAS_ARGUMENTS = 8 };
 
 /* which tasks a function is recorded for, and what a task is */
 enum { DC_JOINED = 1, DC_IN_JOB = 2 };
@@ -69,6 +69,34 @@ struct dc_point {
 };
 enum { DC_NO_POINT, DC_SINGLE, DC_ENTER, DC_LEAVE, DC_ISSUE, DC_DONE };
 
+/* what an attach cookie has besides the function's number */
+#define DC_TAIL (1ULL << 16) /* an exit: a jump into another function, the result is not known */
+#define DC_KEEP (1ULL << 17) /* arguments are kept */
+#define DC_PLACE 32	     /* shift of the key of `usdt_places` */
+
+/* which arguments of a function are kept */
+#define DC_ARGUMENTS 6
+#define DC_ARGUMENT_MAX 256
+enum { DC_INT, DC_UINT, DC_STRING, DC_BYTES };
+struct dc_argument {
+	__u16 index, type, bytes, unused;
+};
+struct dc_arguments {
+	struct dc_argument list[DC_ARGUMENTS];
+	__u64 count;
+};
+
+/* where the arguments are at one place of a USDT point */
+enum { DC_NOWHERE, DC_CONSTANT, DC_REGISTER, DC_MEMORY };
+struct dc_operand {
+	__u8 how, bytes, is_signed, scale;
+	__u16 base, index; /* offsets in struct pt_regs; index: 0xffff for none */
+	__s64 value;	   /* of a constant, or what is added to the address */
+};
+struct dc_place {
+	struct dc_operand list[DC_ARGUMENTS];
+};
+
 /* one layer: an entry of the probe file */
 struct dc_layer {
 	__u64 unused[4];
@@ -97,7 +125,7 @@ struct dc_counters {
 };
 
 /* records of the string ring */
-enum { DC_FILE = 1, DC_NAME, DC_PROCESS, DC_PEER_RECORD };
+enum { DC_FILE = 1, DC_NAME, DC_PROCESS, DC_PEER_RECORD, DC_ARGUMENTS_RECORD };
 enum { DC_START = 1, DC_FORK, DC_EXEC, DC_EXIT };
 
 struct dc_string {
@@ -113,6 +141,10 @@ struct dc_string {
 	__s32 fd, exit_code;
 	__s64 offset;
 	char fstype[16]; /* or the process's comm */
-	/* DC_FILE: names from the leaf up, each ended by NUL; else one string */
+	/*
+	 * DC_FILE: names from the leaf up, each ended by NUL. DC_ARGUMENTS_RECORD (`what` is the
+	 * function): for each argument its length as __s64, -1 if it could not be read, and its
+	 * bytes, up to a multiple of 8. Else one string.
+	 */
 	char text[DC_TEXT_MAX + 256];
 };

@@ -95,7 +95,8 @@ __noinline int emit_unfinished(struct dc_task *self)
 	for (__u32 i = 0; i < DC_DEPTH && i < self->depth; i++) {
 		struct dc_event event = {
 			.ts = self->stack[i].ts, .dur = now - self->stack[i].ts, .offset = -1,
-			.size = -1, .fd = -1, .func = self->stack[i].func, .flags = DC_UNFINISHED,
+			.size = -1, .fd = -1, .func = self->stack[i].func,
+			.flags = self->stack[i].flags | DC_UNFINISHED,
 			.pid = self->event.pid, .tid = self->event.tid,
 		};
 		emit(&event);

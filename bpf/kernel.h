@@ -17,6 +17,9 @@ struct thread_info {
 	unsigned long flags;
 	__u32 status;
 };
+struct thread_struct {
+	unsigned long fsbase;
+};
 #else
 struct user_pt_regs {
 	__u64 regs[31];
@@ -35,6 +38,11 @@ struct pt_regs {
 struct thread_info {
 	unsigned long flags;
 	__u64 preempt_count;
+};
+struct thread_struct {
+	struct {
+		unsigned long tp_value;
+	} uw;
 };
 #endif
 
@@ -150,6 +158,7 @@ struct iov_iter {
 	unsigned long count;
 };
 struct vm_area_struct {
+	unsigned long vm_start, vm_end;
 	struct file *vm_file;
 };
 struct vm_fault {
@@ -207,8 +216,16 @@ struct files_struct {
 struct fs_struct {
 	struct path pwd;
 };
+struct xol_area {
+	unsigned long vaddr;
+};
+struct uprobes_state {
+	struct xol_area *xol_area;
+};
 struct mm_struct {
 	struct file *exe_file;
+	unsigned long start_stack;
+	struct uprobes_state uprobes_state;
 };
 struct kernfs_node {
 	__u64 id;
@@ -256,8 +273,10 @@ struct task_struct {
 	struct files_struct *files;
 	struct signal_struct *signal;
 	struct sigpending pending;
+	unsigned long sas_ss_sp, sas_ss_size;
 	struct mm_struct *mm;
 	struct css_set *cgroups;
+	struct thread_struct thread;
 };
 struct linux_binprm;
 struct seq_file;

@@ -92,8 +92,10 @@ static __always_inline void read_place(struct subject *subject, const struct arg
 	}
 }
 
-/* Frames that a lost return left: of an earlier system call, or the stack has been used up to
- * there again. */
+/*
+ * Frames that a lost return left: of an earlier system call, or the stack has been used beyond
+ * them since. A function that another one jumps to at its end begins at the same place.
+ */
 __noinline int drop_stale(struct frames *frames, __u64 sp, __s64 call)
 {
 	if (!frames)
@@ -104,7 +106,7 @@ __noinline int drop_stale(struct frames *frames, __u64 sp, __s64 call)
 		return 0;
 	for (int i = 0; i < DC_KERNEL_DEPTH && depth; i++) {
 		struct frame *top = &frames->frame[(depth - 1) & (DC_KERNEL_DEPTH - 1)];
-		if (top->call == call && (!top->sp || !sp || top->sp > sp))
+		if (top->call == call && (!top->sp || !sp || top->sp >= sp))
 			break;
 		depth--;
 		counters_here()->lost++;

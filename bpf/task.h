@@ -3,6 +3,13 @@
 
 const volatile struct dc_config config SEC(".rodata.config") = {.layout = DC_LAYOUT};
 
+/* a call of a user function that has not returned; see user.h */
+struct dc_frame {
+	__s64 ts;
+	__u64 sp; /* stack pointer at entry */
+	__u16 func, flags;
+};
+
 struct dc_task {
 	__u32 is;     /* DC_JOINED | DC_IN_JOB */
 	__u32 number; /* system call in progress, while event.func is set */
@@ -16,10 +23,8 @@ struct dc_task {
 	__s64 offset2;
 	__u64 parent, dentry, mnt; /* pointers, stored to be read back as numbers */
 	__u64 known[8];		   /* files announced lately */
-	struct {
-		__s64 ts;
-		__u64 func;
-	} stack[DC_DEPTH];
+	__u64 stack_low, stack_bytes; /* where the thread's own stack is, as last looked up */
+	struct dc_frame stack[DC_DEPTH]; /* the user functions it is in, the innermost last */
 };
 
 struct {

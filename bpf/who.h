@@ -40,8 +40,13 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	if (!is)
 		return 0;
 	struct dc_task *self = join(child, is);
-	if (self && child->pid == child->tgid)
+	if (self && child->pid == child->tgid) {
+		if (mine) { /* a thread's child goes on where the thread was */
+			self->stack_low = mine->stack_low;
+			self->stack_bytes = mine->stack_bytes;
+		}
 		emit_process(self, child, DC_FORK);
+	}
 	return 0;
 }
 
@@ -52,8 +57,10 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid)
 
 	if (!self)
 		return 0;
+	drop_left(self, ~0ULL, bpf_ktime_get_ns());
+	emit_unfinished_usdt(self, bpf_task_storage_get(&usdt_tasks, task, 0, 0));
+	self->stack_bytes = 0;
 	number(self, task); /* a thread that execs becomes the leader */
-	self->depth = 0;
 	struct file *program = BPF_CORE_READ(task, mm, exe_file);
 	if (self->event.func && program) /* the path's memory went with the old program */
 		self->event.file = identify(self, program);
@@ -69,6 +76,7 @@ int BPF_PROG(on_exit, struct task_struct *task)
 	if (!self)
 		return 0;
 	emit_unfinished(self);
+	emit_unfinished_usdt(self, bpf_task_storage_get(&usdt_tasks, task, 0, 0));
 	emit_unfinished_kernel(task);
 	if (!task->signal->live.counter)
 		emit_process(self, task, DC_EXIT);
@@ -109,8 +117,10 @@ int unfinished(struct bpf_iter__task *ctx)
 	if (!task)
 		return 0;
 	struct dc_task *self = bpf_task_storage_get(&tasks, task, 0, 0);
-	if (self)
+	if (self) {
 		emit_unfinished(self);
+		emit_unfinished_usdt(self, bpf_task_storage_get(&usdt_tasks, task, 0, 0));
+	}
 	emit_unfinished_kernel(task);
 	return 0;
 }

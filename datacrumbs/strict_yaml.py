@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -28,6 +30,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1)
     return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(names)
+
+
+def nearest_path(path: Path) -> str:
+    """A hint: what is called most like ``path`` in its directory; empty without one."""
+    try:
+        names = os.listdir(path.parent)
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"did you mean {str(path.parent / close[0])!r}?" if close else ""
 
 
 def load_strict(text: bytes, kind: type[T], *, source: str) -> T:
@@ -165,8 +177,13 @@ def _named(
         message = "unknown key"
         where, line = _shown(path, name), lines.get(f"{path}.{name}")
     elif missing:
+        name, known = missing.group(1), _field_names(kind, path)
         message = "required key is missing"
-        where, line = _shown(path, missing.group(1)), lines.get(path)
+        where, line = _shown(path, name), lines.get(path)
+        others = [str(key) for key in _at(plain, path) or () if key not in known]
+        for misspelt in difflib.get_close_matches(name, others, n=1):
+            message, hint = "unknown key", f"did you mean {name!r}?"
+            where, line = _shown(path, misspelt), lines.get(f"{path}.{misspelt}")
     else:
         where, line = _shown(path), lines.get(path)
         value = _at(plain, path)

@@ -36,7 +36,11 @@ class Function:
     layer: str
     name: str
     op: Op
-    syscall: bool
+    kind: str
+
+    @property
+    def syscall(self) -> bool:
+        return self.kind == "syscall"
 
 
 class Functions:
@@ -60,8 +64,12 @@ class Functions:
         self.counts = self._flags(lambda f: f.syscall or f.op not in ops_by_syscall)
 
     def __getitem__(self, number: int) -> Function:
-        unknown = Function(UNKNOWN_LAYER, f"function {number}", Op.OTHER, False)
+        unknown = Function(UNKNOWN_LAYER, f"function {number}", Op.OTHER, "unknown")
         return self._by_number.get(number, unknown)
+
+    def kinds(self) -> dict[int, str]:
+        """The kind of every function in the table, by number."""
+        return {number: function.kind for number, function in self._by_number.items()}
 
     def attached(self) -> set[tuple[str, str]]:
         """Layer and name of every function in the table."""
@@ -76,7 +84,7 @@ class Functions:
 def _function(row: dict[str, str]) -> Function:
     known = row["op"] in set(Op)  # a later version may know more
     op = Op(row["op"]) if known else Op.OTHER
-    return Function(row["layer"], row["name"], op, row["kind"] == "syscall")
+    return Function(row["layer"], row["name"], op, row["kind"])
 
 
 def _is_io(function: Function) -> bool:

@@ -28,7 +28,7 @@ _LEAST = -(1 << 63)
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
+class Piece:
     """A segment that reads the same each time; ``held``: its rows, if it may still grow."""
 
     path: Path
@@ -40,10 +40,16 @@ class _Piece:
         return read_segment(self.path, names) if self.held is None else iter(self.held)
 
 
-def in_order(host: HostTrace, columns: Sequence[str]) -> Iterator[Columns]:
-    """All events of ``host`` there are now, sorted by ``ts`` within and across batches."""
+def in_order(
+    host: HostTrace, columns: Sequence[str], pieces: list[Piece] | None = None
+) -> Iterator[Columns]:
+    """All events of ``host`` there are now, sorted by ``ts`` within and across batches.
+
+    ``pieces``, from `pieces_of` with the same columns, give the same events in the same batches
+    each time, also of a run that goes on.
+    """
     names = list(dict.fromkeys(("ts", *columns)))
-    pieces = _pieces(host, names)
+    pieces = pieces_of(host, names) if pieces is None else pieces
     late = _late(pieces, names)
     newest = _LEAST
     for piece in pieces:
@@ -55,26 +61,27 @@ def in_order(host: HostTrace, columns: Sequence[str]) -> Iterator[Columns]:
         newest = max(newest, piece.max_ts)
 
 
-def _pieces(host: HostTrace, names: Sequence[str]) -> list[_Piece]:
+def pieces_of(host: HostTrace, names: Sequence[str]) -> list[Piece]:
+    """What `in_order` reads of ``host``, as it is now; ``names`` with ``ts`` first."""
     segments = host.segments()
     pieces = []
     for segment in segments:
         if segment is segments[-1] and not segment.closed:  # the one that may be growing
             pieces += _held(segment.path, names)
         elif segment.min_ts is not None and segment.max_ts is not None:
-            pieces.append(_Piece(segment.path, segment.min_ts, segment.max_ts))
+            pieces.append(Piece(segment.path, segment.min_ts, segment.max_ts))
     return pieces
 
 
-def _held(path: Path, names: Sequence[str]) -> list[_Piece]:
+def _held(path: Path, names: Sequence[str]) -> list[Piece]:
     batches = list(read_segment(path, names))
     if not batches:
         return []
     first, last = batches[0]["ts"][0].as_py(), batches[-1]["ts"][-1].as_py()
-    return [_Piece(path, first, last, batches)]
+    return [Piece(path, first, last, batches)]
 
 
-def _late(pieces: list[_Piece], names: list[str]) -> Columns:
+def _late(pieces: list[Piece], names: list[str]) -> Columns:
     """The events that start before the newest one of all earlier pieces, sorted."""
     found = [{name: np.empty(0, np.int64) for name in names}]
     newest = _LEAST
@@ -85,7 +92,7 @@ def _late(pieces: list[_Piece], names: list[str]) -> Columns:
     return _merged(*found)
 
 
-def _head(piece: _Piece, names: list[str], newest: int) -> list[Columns]:
+def _head(piece: Piece, names: list[str], newest: int) -> list[Columns]:
     parts = []
     for batch in piece.batches(names):
         rows = _columns(batch, names)

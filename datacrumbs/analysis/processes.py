@@ -63,6 +63,11 @@ class ProcessIndex:
         unnamed = (Process(int(pid), 0, "", "") for pid in self._unnamed.seen())
         return [*self._named, *unnamed]
 
+    def begins(self) -> list[int]:
+        """When each named process began (``ts``), by number: the first ones of `processes`."""
+        begins: list[int] = self._begin.tolist()
+        return begins
+
     def _name_missing(self, pids: NDArray[Any], low: Index, missing: NDArray[np.bool_]) -> None:
         if missing.any():
             low[missing] = len(self._named) + self._unnamed.numbers(pids[missing])

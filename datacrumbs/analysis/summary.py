@@ -46,6 +46,13 @@ def summarise(trace: Trace, *, top: int | None = None) -> Summary:
     One pass over the events of each host, in memory that grows with what is distinct (files,
     threads, functions), not with the number of events.
     """
+    return summarise_with_durations(trace, top=top)[0]
+
+
+def summarise_with_durations(
+    trace: Trace, *, top: int | None = None
+) -> tuple[Summary, dict[tuple[str, str], Numbers]]:
+    """`summarise`, and for each layer and name the histogram (`quantiles`) of its durations."""
     parts: list[_HostPart] = []
     functions = _Functions()
     files: list[pa.Table] = []
@@ -54,7 +61,7 @@ def summarise(trace: Trace, *, top: int | None = None) -> Summary:
         parts.append(part)
         functions.add(part)
         files = [merged_files([*files, named])]
-    return _summary(trace, parts, functions, files[0], top)
+    return _summary(trace, parts, functions, files[0], top), functions.durations()
 
 
 def _read(host: HostTrace) -> tuple[_HostPart, pa.Table]:
@@ -196,6 +203,9 @@ class _Functions:
         names = [n for n in self._io_ns if n != UNKNOWN_LAYER]
         names += [UNKNOWN_LAYER] * any(f.layer == UNKNOWN_LAYER for f in called)
         return [self._layer(n, [f for f in called if f.layer == n]) for n in names]
+
+    def durations(self) -> dict[tuple[str, str], Numbers]:
+        return {key: row["durations"] for key, row in self._rows.items()}
 
     def attached(self) -> int:
         return len(self._attached)
@@ -373,6 +383,8 @@ def _notes(
     if any(part.events for part in parts):
         return _disagreements(parts)
     if not functions.attached():
+        if any(part.trace.state is State.RUNNING for part in parts):
+            return []  # a daemon that is ready has attached some: their names are on the way
         return ["No function was attached: see what was skipped, and datacrumbs_doctor."]
     if not processes:
         return [

@@ -20,7 +20,9 @@ from datacrumbs.probes import elf, headers, model, syscalls
 from datacrumbs.probes.capture import CaptureConfig, CaptureProbe, ProbeType, compile_regex
 from datacrumbs.run import host_name
 
-CPP_NOTE = "a C++ exception thrown through one of its probed functions ends the program"
+CPP_NOTE = (
+    "exceptions may pass its functions: they are probed at their exits, at a higher cost per call"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from elftools.elf.elffile import ELFFile
 from datacrumbs.errors import BadInputError
 from datacrumbs.probes.elf_identity import NotElfError, elf_identity
 from datacrumbs.probes.model import UserFunction
-from datacrumbs.strict_yaml import nearest
+from datacrumbs.strict_yaml import nearest, nearest_path
 
 MAX_NAME = 255
 """Longest name a probe file takes (`model.Name`); mangled C++ names can be longer."""
@@ -183,7 +183,7 @@ def _open_regular(path: Path) -> BinaryIO:
         # O_NONBLOCK: opening a pipe must not wait for a writer
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise BadInputError(f"{path}: {error.strerror}") from error
+        raise BadInputError(f"{path}: {error.strerror}", hint=nearest_path(path)) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         kind = "a directory" if stat.S_ISDIR(os.fstat(fd).st_mode) else "not a regular file"
         os.close(fd)

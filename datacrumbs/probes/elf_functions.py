@@ -10,15 +10,29 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from datacrumbs.probes.elf_identity import Layout, NotElfError, Segment, read_at, read_layout
 
 PT_LOAD = 1
 PT_GNU_EH_FRAME = 0x6474E550
 PF_X = 1
+STRING_TABLE = 3  # SHT_STRTAB
 SYMBOL_TABLES = (2, 11)  # SHT_SYMTAB, SHT_DYNSYM
 FUNCTION_TYPES = (2, 10)  # STT_FUNC, STT_GNU_IFUNC
 TABLE_BYTES_MAX = 256 << 20
+
+
+class Section(NamedTuple):
+    """One section header, sizes and offsets in bytes; ``name`` is an offset into a table."""
+
+    name: int
+    kind: int
+    flags: int
+    address: int
+    offset: int
+    size: int
+    link: int
 
 
 def function_starts(fd: int) -> frozenset[int]:
@@ -39,8 +53,15 @@ def function_starts(fd: int) -> frozenset[int]:
 
 def _symbol_addresses(fd: int, layout: Layout) -> Iterator[int]:
     entry = struct.Struct(layout.order + ("IBBHQQ" if layout.is_64 else "IIIBBH"))
-    for offset, size in _symbol_tables(fd, layout):
-        for fields in entry.iter_unpack(_table(fd, offset, size - size % entry.size)):
+    left = TABLE_BYTES_MAX
+    for table in sections(fd, layout):
+        if table.kind not in SYMBOL_TABLES:
+            continue
+        left -= table.size  # many headers may name one table: what counts is what is read
+        if left < 0:
+            raise NotElfError(f"symbol tables of more than {TABLE_BYTES_MAX} bytes")
+        symbols = _table(fd, table.offset, table.size - table.size % entry.size)
+        for fields in entry.iter_unpack(symbols):
             if layout.is_64:
                 _, info, _, section, address, _ = fields
             else:
@@ -49,15 +70,13 @@ def _symbol_addresses(fd: int, layout: Layout) -> Iterator[int]:
                 yield address
 
 
-def _symbol_tables(fd: int, layout: Layout) -> Iterator[tuple[int, int]]:
-    """(offset, size) of each symbol table; none in a file without section headers."""
+def sections(fd: int, layout: Layout) -> list[Section]:
+    """The section headers; none in a file without them."""
     entry = struct.Struct(layout.order + ("IIQQQQIIQQ" if layout.is_64 else "IIIIIIIIII"))
     if layout.section_size != entry.size:
-        return
+        return []
     headers = _table(fd, layout.sections_offset, layout.section_count * entry.size)
-    for _, kind, _, _, offset, size, *_ in entry.iter_unpack(headers):
-        if kind in SYMBOL_TABLES:
-            yield offset, size
+    return [Section(*fields[:7]) for fields in entry.iter_unpack(headers)]
 
 
 def _unwind_addresses(fd: int, layout: Layout) -> Iterator[int]:
@@ -87,3 +106,13 @@ def _table(fd: int, offset: int, size: int) -> bytes:
     if size > TABLE_BYTES_MAX:
         raise NotElfError(f"a table of {size} bytes, at most {TABLE_BYTES_MAX} are read")
     return read_at(fd, offset, size) if size else b""
+
+
+def has_name(fd: int, names: tuple[bytes, ...]) -> bool:
+    """Is one of ``names`` in a string table of the file? Raises `NotElfError`."""
+    for table in sections(fd, read_layout(fd)):
+        if table.kind == STRING_TABLE:
+            strings = b"\0" + _table(fd, table.offset, table.size)
+            if any(b"\0" + name + b"\0" in strings for name in names):
+                return True
+    return False

@@ -114,13 +114,13 @@ def _build_id(fd: int, layout: Layout) -> str | None:
         if segment.kind == PT_NOTE and segment.file_size <= left:
             left -= segment.file_size
             data = read_at(fd, segment.offset, segment.file_size)
-            for name, kind, value in _notes(data, layout.order, 8 if segment.align == 8 else 4):
+            for name, kind, value in notes(data, layout.order, 8 if segment.align == 8 else 4):
                 if name == b"GNU\0" and kind == NT_GNU_BUILD_ID and 0 < len(value) <= BUILD_ID_MAX:
                     return value.hex()
     return None
 
 
-def _notes(data: bytes, order: str, align: int) -> Iterator[tuple[bytes, int, bytes]]:
+def notes(data: bytes, order: str, align: int) -> Iterator[tuple[bytes, int, bytes]]:
     """(name, type, value) of each note that lies within ``data``."""
     at = 0
     while at + 12 <= len(data):

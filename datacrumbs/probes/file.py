@@ -22,6 +22,7 @@ import msgspec
 
 from datacrumbs.errors import BadInputError, UserError
 from datacrumbs.probes import model
+from datacrumbs.regular_file import open_regular
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -97,9 +98,7 @@ def read_probe_file(source: Path | int, *, max_bytes: int, name: str = "") -> Ra
 
 def _read(source: Path | int, name: str, limit: int) -> bytes:
     try:
-        # O_NONBLOCK: a FIFO in the file's place must not stop us
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-        fd = os.dup(source) if isinstance(source, int) else os.open(source, flags)
+        fd = os.dup(source) if isinstance(source, int) else open_regular(source)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise BadInputError(f"{name}: not a regular file")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TextIO
 
-from rich.cells import cell_len
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +16,18 @@ from datacrumbs.analysis.model import (
     LayerSummary,
     Summary,
 )
+from datacrumbs.report.layout import (
+    bytes_or_dash,
+    console_on,
+    count_or_dash,
+    cut,
+    labelled,
+    more,
+    name_width,
+    new_table,
+    printable,
+    tight,
+)
 from datacrumbs.trace.runfile import State
 from datacrumbs.units import (
     human_bytes,
@@ -28,8 +38,6 @@ from datacrumbs.units import (
     short_ns,
 )
 
-WIDTH = 80
-MAX_WIDTH = 120
 SIZES_SHOWN = 4
 
 _STATE = {
@@ -49,8 +57,7 @@ def write_text(summary: Summary, stream: TextIO, *, top: int) -> None:
 
     Files are as many as ``summary`` holds. Colour only on a terminal and without ``NO_COLOR``.
     """
-    console = Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=False)
-    console.width = min(console.width, MAX_WIDTH) if console.is_terminal else WIDTH
+    console = console_on(stream)
     for part in _parts(summary, console.width, top):
         console.print(part)
 
@@ -69,35 +76,6 @@ def _parts(summary: Summary, width: int, top: int) -> Iterator[Text | Table]:
     yield from _processes(summary, width, top)
     yield from _files(summary, width)
     yield from _accesses(summary)
-
-
-def printable(text: str) -> str:
-    """``text`` with everything that a terminal might obey escaped (``\\x1b``, ``\\u202e``)."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _cut(text: str, width: int) -> str:
-    """``text``, made printable; the end of it if it is too long: paths differ at the end."""
-    text = printable(text)
-    if cell_len(text) <= width:
-        return text
-    while cell_len(text) > width - 3:
-        text = text[1:]
-    return "..." + text
-
-
-def _tight(text: str) -> str:
-    return text.replace(" ", "")
-
-
-def _bytes(size_bytes: int) -> str:
-    return _tight(human_bytes(size_bytes)) if size_bytes else "-"
-
-
-def _count(count: int) -> str:
-    return human_count(count) if count else "-"
 
 
 def _facts(summary: Summary) -> Text:
@@ -153,45 +131,27 @@ def _times(summary: Summary) -> Iterator[Text]:
     whole = human_ns(summary.host_wall_ns)
     hosts = f"{len(summary.hosts)} hosts' " if len(summary.hosts) > 1 else "run's "
     yield Text()
-    yield _line(
+    yield labelled(
         "In I/O",
         f"{human_ns(summary.unoverlapped_ns)} with one thread or more in I/O, "
         f"{human_share(summary.unoverlapped_share)} of the {hosts}{whole}",
     )
-    yield _line("", f"{human_ns(summary.io_ns)} summed over all threads")
+    yield labelled("", f"{human_ns(summary.io_ns)} summed over all threads")
     if len(summary.layers) > 1:
         layers = (f"{printable(row.layer)} {human_ns(row.io_ns)}" for row in summary.layers)
-        yield _line("By layer", ", ".join(layers) + " (nested calls count in each)")
-    yield _line(
+        yield labelled("By layer", ", ".join(layers) + " (nested calls count in each)")
+    yield labelled(
         "Data",
         f"{human_bytes(summary.bytes_read)} read, {human_bytes(summary.bytes_written)} written",
     )
     if summary.wait_ns:
-        yield _line("Waiting", f"{human_ns(summary.wait_ns)} in poll, select, epoll: not in I/O")
+        yield labelled("Waiting", f"{human_ns(summary.wait_ns)} in poll, select, epoll: not in I/O")
     if summary.unfinished:
-        yield _line(
+        yield labelled(
             "Unfinished",
             f"calls that had not returned at the end: {human_count(summary.unfinished)}, "
             "not in times",
         )
-
-
-def _line(label: str, text: str) -> Text:
-    return Text(f"{label:<11}", "bold").append(text, "default")
-
-
-def _table(width: int, *columns: tuple[str, int]) -> Table:
-    """A table of a name (the first column takes what is left) and right-aligned numbers."""
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", width=width)
-    (name, _), *numbers = columns
-    table.add_column(name, no_wrap=True, width=_name_width(width, columns))
-    for title, size in numbers:
-        table.add_column(title, no_wrap=True, justify="right", width=size)
-    return table
-
-
-def _name_width(width: int, columns: Iterable[tuple[str, int]]) -> int:
-    return width - sum(size + 1 for _, size in columns)
 
 
 _HOST_COLUMNS = (
@@ -208,23 +168,23 @@ _HOST_COLUMNS = (
 
 
 def _hosts(summary: Summary, width: int, top: int) -> Iterator[Text | Table]:
-    table = _table(width, *_HOST_COLUMNS)
-    name = _name_width(width, _HOST_COLUMNS)
+    table = new_table(width, *_HOST_COLUMNS)
+    name = name_width(width, _HOST_COLUMNS)
     for host in sorted(summary.hosts, key=lambda h: -h.io_ns)[:top]:
         table.add_row(
-            _cut(host.host, name),
+            cut(host.host, name),
             host.state,
-            _count(host.counts.events),
-            Text(_count(host.counts.lost), "red"),
+            count_or_dash(host.counts.events),
+            Text(count_or_dash(host.counts.lost), "red"),
             short_ns(host.io_ns),
             short_ns(host.unoverlapped_ns),
-            _tight(human_share(host.unoverlapped_share)),
-            _bytes(host.bytes_read),
-            _bytes(host.bytes_written),
+            tight(human_share(host.unoverlapped_share)),
+            bytes_or_dash(host.bytes_read),
+            bytes_or_dash(host.bytes_written),
         )
     yield Text()
     yield table
-    yield from _more(len(summary.hosts) - top, "hosts")
+    yield from more(len(summary.hosts) - top, "hosts")
 
 
 _FUNCTION_COLUMNS = (
@@ -242,28 +202,26 @@ _FUNCTION_COLUMNS = (
 
 
 def _functions(summary: Summary, width: int, top: int) -> Iterator[Text | Table]:
-    table = _table(width, *_FUNCTION_COLUMNS)
-    name = _name_width(width, _FUNCTION_COLUMNS)
+    table = new_table(width, *_FUNCTION_COLUMNS)
+    name = name_width(width, _FUNCTION_COLUMNS)
     shown = summary.functions[:top]
     for layer in summary.layers:
         _add_layer(table, layer, [f for f in shown if f.layer == layer.layer], name)
     yield Text()
     yield table
-    yield from _more(len(summary.functions) - top, "functions")
+    yield from more(len(summary.functions) - top, "functions")
 
 
 def _add_layer(
     table: Table, layer: LayerSummary, functions: list[FunctionSummary], width: int
 ) -> None:
     numbers = _function_numbers(layer)
-    table.add_row(
-        _cut(layer.layer, width), *numbers[:3], "", "", "", "", *numbers[3:], style="bold"
-    )
+    table.add_row(cut(layer.layer, width), *numbers[:3], "", "", "", "", *numbers[3:], style="bold")
     for function in functions:
         count, errors, total, moved, rate = _function_numbers(function)
         spread = (function.mean_ns, function.p50_ns, function.p99_ns, function.max_ns)
         table.add_row(
-            " " + _cut(function.name, width - 1),
+            " " + cut(function.name, width - 1),
             *(count, errors, total),
             *(short_ns(value) for value in spread),
             *(moved, rate),
@@ -273,17 +231,17 @@ def _add_layer(
 def _short_count(count: int) -> str:
     """Four characters: ``9999``, ``123k``, ``12M``."""
     if count < 10_000:
-        return _count(count)
+        return count_or_dash(count)
     return f"{count // 1000}k" if count < 1_000_000 else f"{count // 1_000_000}M"
 
 
 def _function_numbers(row: LayerSummary | FunctionSummary) -> tuple[str, str, str, str, str]:
     return (
-        _count(row.count),
+        count_or_dash(row.count),
         _short_count(row.errors),
         short_ns(row.time_ns),
-        _bytes(row.bytes),
-        _bytes(row.bytes_per_s),
+        bytes_or_dash(row.bytes),
+        bytes_or_dash(row.bytes_per_s),
     )
 
 
@@ -300,22 +258,22 @@ _PROCESS_COLUMNS = (
 
 
 def _processes(summary: Summary, width: int, top: int) -> Iterator[Text | Table]:
-    table = _table(width, *_PROCESS_COLUMNS)
-    name = _name_width(width, _PROCESS_COLUMNS)
+    table = new_table(width, *_PROCESS_COLUMNS)
+    name = name_width(width, _PROCESS_COLUMNS)
     for process in summary.processes[:top]:
         table.add_row(
-            _cut(process.comm or process.exe or "?", name),
+            cut(process.comm or process.exe or "?", name),
             str(process.pid),
-            _count(process.threads),
-            _count(process.count),
+            count_or_dash(process.threads),
+            count_or_dash(process.count),
             short_ns(process.io_ns),
             short_ns(process.wait_ns) if process.wait_ns else "-",
-            _bytes(process.bytes_read),
-            _bytes(process.bytes_written),
+            bytes_or_dash(process.bytes_read),
+            bytes_or_dash(process.bytes_written),
         )
     yield Text()
     yield table
-    yield from _more(summary.processes_total - top, "processes")
+    yield from more(summary.processes_total - top, "processes")
 
 
 _FILE_COLUMNS = (
@@ -332,28 +290,28 @@ _FILE_COLUMNS = (
 def _files(summary: Summary, width: int) -> Iterator[Text | Table]:
     if not summary.files:
         return
-    table = _table(width, *_FILE_COLUMNS)
-    name = _name_width(width, _FILE_COLUMNS)
+    table = new_table(width, *_FILE_COLUMNS)
+    name = name_width(width, _FILE_COLUMNS)
     for row in summary.files:
-        table.add_row(_cut(row.path, name), *_file_numbers(row))
+        table.add_row(cut(row.path, name), *_file_numbers(row))
     yield Text()
     yield table
-    yield from _more(summary.files_total - len(summary.files), "files")
+    yield from more(summary.files_total - len(summary.files), "files")
     yield Text()
-    table = _table(width, ("File system", 0), *_FILE_COLUMNS[1:])
+    table = new_table(width, ("File system", 0), *_FILE_COLUMNS[1:])
     for system in summary.filesystems[:8]:
         label = f"{system.fstype} ({human_count(system.files)} files)"
-        table.add_row(_cut(label, name), *_file_numbers(system))
+        table.add_row(cut(label, name), *_file_numbers(system))
     yield table
 
 
 def _file_numbers(row: FileSummary | FilesystemSummary) -> tuple[str, ...]:
     return (
-        _count(row.opens),
-        _count(row.reads),
-        _count(row.writes),
-        _bytes(row.bytes_read),
-        _bytes(row.bytes_written),
+        count_or_dash(row.opens),
+        count_or_dash(row.reads),
+        count_or_dash(row.writes),
+        bytes_or_dash(row.bytes_read),
+        bytes_or_dash(row.bytes_written),
         short_ns(row.time_ns),
     )
 
@@ -382,8 +340,3 @@ def _order(access: AccessSummary) -> str:
         f"{human_share(access.consecutive_share)} where the last one ended, "
         f"{human_share(access.sequential_share)} there or further on"
     )
-
-
-def _more(count: int, what: str) -> Iterator[Text]:
-    if count > 0:
-        yield Text(f" ... and {count} more {what}", "dim")

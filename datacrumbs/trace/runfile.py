@@ -94,7 +94,10 @@ class RingFacts(Struct, frozen=True, kw_only=True):
 
 
 class RunInfo(Struct, frozen=True, kw_only=True):
-    """All of ``run.json``. ``started_ns`` and ``stopped_ns`` are CLOCK_REALTIME."""
+    """All of ``run.json``. ``started_ns`` and ``stopped_ns`` are CLOCK_REALTIME.
+
+    ``nodes``: the hosts of the run's job, where the job named them.
+    """
 
     format: int = FORMAT
     datacrumbs: str
@@ -117,6 +120,7 @@ class RunInfo(Struct, frozen=True, kw_only=True):
     skipped: list[Skipped] = []
     daemon: Daemon
     ring: RingFacts
+    nodes: list[str] = []
 
 
 class _Version(Struct):

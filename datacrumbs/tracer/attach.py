@@ -9,19 +9,20 @@ from pathlib import Path
 
 from datacrumbs.config import SystemConfig
 from datacrumbs.errors import UserError
-from datacrumbs.probes.model import KernelLayer, ProbeList, SyscallLayer, UserLayer
-from datacrumbs.tracer import layout
+from datacrumbs.probes.model import KernelLayer, ProbeList, SyscallLayer, UsdtLayer, UserLayer
+from datacrumbs.tracer import arguments, layout, usdt
 from datacrumbs.tracer.kernel_functions import attach_kernel, leave_out, plan_kernel
 from datacrumbs.tracer.libbpf import OBJECT_PATH, Object
 from datacrumbs.tracer.plan import Plan
 from datacrumbs.tracer.system_calls import attach_syscalls, plan_syscalls
 from datacrumbs.tracer.user_functions import (
-    UPROBE_MULTI,
+    Mechanism,
     Numbered,
     attach_client,
     attach_user,
-    kernel_has_uprobe_multi,
+    choose,
     plan_user,
+    prepare,
 )
 
 
@@ -75,11 +76,15 @@ def attach(
     constants.cpus_per_ring = config.ring.cpus_per_ring
     plan = Plan(probes, constants)
     users: list[tuple[UserLayer, list[Numbered]]] = []
+    points: list[usdt.Opened] = []
     for layer in probes.layers:
         if isinstance(layer, SyscallLayer):
             plan_syscalls(layer, plan)
         elif isinstance(layer, UserLayer):
             users.append((layer, plan_user(layer, plan)))
+        elif isinstance(layer, UsdtLayer):
+            opened = usdt.open_usdt(layer, plan)
+            points += [opened] if opened else []
         elif not isinstance(layer, KernelLayer):
             plan.skipped.append((layer.name, "all", "this version cannot attach such a layer"))
     kernel = plan_kernel([x for x in probes.layers if isinstance(x, KernelLayer)], plan)
@@ -87,12 +92,18 @@ def attach(
     rings, ring_bytes = ring_sizes(config, possible_cpus())
     bpf.set_entries("rings", rings)
     bpf.set_entries("strings", power_of_two(config.ring.strings_bytes))
-    multi = load(bpf)
+    mechanism = choose() if users or points else Mechanism.SINGLE
+    prepare(bpf, mechanism if users else None)
+    usdt.prepare(bpf, points, mechanism)
+    arguments.reserve(bpf, plan.arguments)
+    bpf.load()
+    arguments.tell(bpf, plan.arguments)
     ring_fds = [bpf.add_ring("rings", i, ring_bytes) for i in range(rings)]
     for name in ("on_fork", "on_exec", "on_exit", *(("on_cgroup",) if job_cgroup else ())):
         bpf.attach(name)
     for layer, functions in users:
-        attach_user(bpf, layer, functions, plan, multi=multi)
+        attach_user(bpf, layer, functions, plan, mechanism)
+    usdt.attach_usdt(bpf, points, plan, mechanism)
     attach_kernel(bpf, kernel, plan)
     if not any(count for *_, count in plan.mechanisms):
         raise UserError("no probe of the probe file can be attached on this host")
@@ -116,13 +127,3 @@ def read_all(fd: int) -> None:
     """Run an iterator program to its end."""
     while os.read(fd, 4096):
         pass
-
-
-def load(bpf: Object) -> bool:
-    """Load with uprobe.multi programs if this kernel has them; says whether it has."""
-    multi = kernel_has_uprobe_multi()
-    if multi:
-        bpf.set_expected_attach_type("user_enter", UPROBE_MULTI)
-        bpf.set_expected_attach_type("user_leave", UPROBE_MULTI)
-    bpf.load()
-    return multi

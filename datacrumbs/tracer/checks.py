@@ -13,6 +13,7 @@ import platform
 import pwd
 import re
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +21,17 @@ from pathlib import Path
 from datacrumbs.config import SystemConfig, config_paths, load_system_config
 from datacrumbs.errors import UserError
 from datacrumbs.run import host_name
-from datacrumbs.tracer import attach, layout
+from datacrumbs.tracer import attach, layout, usdt
 from datacrumbs.tracer.kernel_functions import KernelProbes, leave_out
 from datacrumbs.tracer.libbpf import OBJECT_PATH, Object
 from datacrumbs.tracer.user_functions import (
     CLIENT_FUNCTION,
-    RETURN_FLAG,
-    UPROBE_MULTI,
+    Attacher,
+    Mechanism,
+    Probe,
     attach_client,
+    choose,
+    prepare,
 )
 
 KERNEL_FLOOR = (5, 14)
@@ -88,6 +92,7 @@ def run_checks(config_path: Path | None, *, user: pwd.struct_passwd) -> list[Che
         libbpf(),
         memory(config),
         *mechanisms(config),
+        commands(),
         client_library(config),
         process_visibility(),
         run_directory(config),
@@ -214,7 +219,7 @@ def _mib(size_bytes: int) -> str:
 
 # --- the kernel, by trying ------------------------------------------------------------------
 
-MECHANISMS = ("BPF programs", "rings", "tracepoints", "task iterators", "uprobes", "uprobe.multi")
+MECHANISMS = ("BPF programs", "rings", "tracepoints", "task iterators", "uprobes", "uprobe links")
 
 
 def mechanisms(config: SystemConfig) -> list[Check]:
@@ -237,7 +242,7 @@ def mechanisms(config: SystemConfig) -> list[Check]:
 
 def _tried(bpf: Object, config: SystemConfig, words: list[str]) -> Iterator[Check]:
     try:
-        multi = _load(bpf, config)
+        mechanism = _load(bpf, config)
     except UserError as error:
         last = f" ({words[-1].splitlines()[-1]})" if words else ""
         remedy = "mend what failed above; a container needs CAP_BPF, CAP_PERFMON and no seccomp ban"
@@ -248,11 +253,11 @@ def _tried(bpf: Object, config: SystemConfig, words: list[str]) -> Iterator[Chec
     yield _try_rings(bpf, config)
     yield _trial("tracepoints", lambda: _attach_all(bpf), "tp_btf: " + ", ".join(PROGRAMS))
     yield _trial("task iterators", lambda: _iterate(bpf), ", ".join(ITERATORS))
-    yield from _try_uprobes(bpf, config.client_library_path(), multi=multi)
+    yield from _try_uprobes(bpf, config.client_library_path(), mechanism)
 
 
-def _load(bpf: Object, config: SystemConfig) -> bool:
-    """Load as the daemon does, for a user who does not exist; whether there is uprobe.multi."""
+def _load(bpf: Object, config: SystemConfig) -> Mechanism:
+    """Load as the daemon does, for a user who does not exist; how user functions are attached."""
     constants = bpf.memory(".rodata.config", layout.Config)
     if constants.layout != layout.LAYOUT:
         raise UserError(
@@ -264,7 +269,11 @@ def _load(bpf: Object, config: SystemConfig) -> bool:
     constants.cpus_per_ring = config.ring.cpus_per_ring
     bpf.set_entries("rings", attach.ring_sizes(config, attach.possible_cpus())[0])
     bpf.set_entries("strings", attach.power_of_two(config.ring.strings_bytes))
-    return attach.load(bpf)
+    mechanism = choose()
+    prepare(bpf, mechanism)
+    usdt.prepare(bpf, [], mechanism)
+    bpf.load()
+    return mechanism
 
 
 def _trial(name: str, action: Callable[[], None], found: str) -> Check:
@@ -306,48 +315,52 @@ def _iterate(bpf: Object) -> None:
             os.close(fd)
 
 
-def _try_uprobes(bpf: Object, library: Path, *, multi: bool) -> Iterator[Check]:
+def _try_uprobes(bpf: Object, library: Path, mechanism: Mechanism) -> Iterator[Check]:
     """On the client library's own functions, so that no other program meets a breakpoint."""
     try:
         attach_client(bpf, library)
     except UserError as error:
         remedy = "grant the capabilities above; the library must be on a local file system"
         yield _from_error("uprobes", error, remedy)
-        yield Check("uprobe.multi", None, "needs uprobes")
+        yield Check("uprobe links", None, "needs uprobes")
         return
     finally:
         bpf.detach()
     yield Check("uprobes", True, f"perf uprobe on {CLIENT_FUNCTION} of the client library")
-    yield _try_multi(bpf, library, multi=multi)
+    yield _try_links(bpf, library, mechanism)
 
 
-def _try_multi(bpf: Object, library: Path, *, multi: bool) -> Check:
+def _try_links(bpf: Object, library: Path, mechanism: Mechanism) -> Check:
     from datacrumbs.probes.elf_functions import function_starts
 
-    name = "uprobe.multi"
-    if not multi:
+    name = "uprobe links"
+    if mechanism is Mechanism.SINGLE:
         return Check(name, True, "not in this kernel: functions are attached one by one, slower")
     with open(library, "rb") as file:
-        offsets = sorted(function_starts(file.fileno()))
+        probes = [Probe(0, hex(start), start) for start in function_starts(file.fileno())]
     try:
-        for program, flags in (("user_leave", RETURN_FLAG), ("user_enter", 0)):
-            error = bpf.attach_uprobes(
-                program,
-                library,
-                offsets,
-                [0] * len(offsets),
-                kind=UPROBE_MULTI,
-                flags=flags,
-            )
-            if error:
-                remedy = "see the kernel's log: dmesg | grep -i uprobe"
-                return Check(name, False, f"{program}: {os.strerror(error)}", remedy)
+        for probe, error in Attacher(bpf, library, mechanism).attach(probes):
+            remedy = "see the kernel's log: dmesg | grep -i uprobe"
+            return Check(name, False, f"{mechanism}: {probe.name}: {error}", remedy)
     finally:
         bpf.detach()
-    return Check(name, True, f"entry and return of {len(offsets)} functions")
+    return Check(name, True, f"{mechanism}: entry and return of {len(probes)} functions")
 
 
 # --- files ----------------------------------------------------------------------------------
+
+
+def commands(python: Path = Path(sys.executable)) -> Check:
+    """What runs the commands: users start them too, root's own Python does not serve them."""
+    name, real = "commands", python.resolve()
+    if not _is_root():
+        return Check(name, True, f"{python}: yours to run")
+    if not _everybody(real, 0o001):
+        found = f"{python}: ordinary users cannot run it"
+        found += f": it is {real}" if real != python else ""
+        remedy = "make the environment with a Python that all may run, such as /usr/bin/python3"
+        return Check(name, False, found, remedy)
+    return Check(name, True, f"{python}: everybody may run it")
 
 
 def client_library(config: SystemConfig) -> Check:
@@ -363,7 +376,7 @@ def client_library(config: SystemConfig) -> Check:
         return Check(name, False, f"{path}: no {CLIENT_FUNCTION} in it", remedy)
     if status.st_mode & 0o022:
         return Check(name, False, f"{path}: others can change it", f"chmod go-w {path}")
-    if _is_root() and not _everybody_reads(path):
+    if _is_root() and not _everybody(path, 0o004):
         return Check(
             name,
             False,
@@ -373,10 +386,10 @@ def client_library(config: SystemConfig) -> Check:
     return Check(name, True, str(path))
 
 
-def _everybody_reads(path: Path) -> bool:
-    """By the mode bits of the file and of every directory on the way."""
+def _everybody(path: Path, bit: int) -> bool:
+    """May do what ``bit`` stands for, by the mode of the file and of all directories above."""
     above = all(directory.stat().st_mode & 0o001 for directory in path.resolve().parents)
-    return above and bool(path.stat().st_mode & 0o004)
+    return above and bool(path.stat().st_mode & bit)
 
 
 def run_directory(config: SystemConfig) -> Check:

@@ -12,7 +12,6 @@ import fcntl
 import os
 import platform
 import signal
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from datacrumbs.tracer.attach import Attached, attach
 from datacrumbs.tracer.recorder import WAKE, Recorder, Run, first_run_info
 
 READY = "ready"
+STANDARD_ERROR = 2
 
 
 @dataclass(slots=True)
@@ -42,13 +42,14 @@ class Log:
 
     def say(self, text: str) -> None:
         """One line to both."""
-        line = f"{self.prefix}: {text}\n"
-        sys.stderr.write(line)
-        sys.stderr.flush()
+        line = f"{self.prefix}: {text}\n".encode(errors="backslashreplace")
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z ").encode()
+        # a full disk or a terminal that has gone stops no tracing
+        with contextlib.suppress(OSError):
+            os.write(STANDARD_ERROR, line)
         if self.fd >= 0:
-            stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z ")
-            with contextlib.suppress(OSError):  # a full disk stops no tracing
-                os.write(self.fd, (stamp + line).encode(errors="backslashreplace"))
+            with contextlib.suppress(OSError):
+                os.write(self.fd, stamp + line)
 
 
 def run_daemon(
@@ -61,6 +62,22 @@ def run_daemon(
     if os.geteuid() != 0:
         raise UserError("needs root", hint="start datacrumbs@<run-id>.service, or use sudo")
     signal.pthread_sigmask(signal.SIG_BLOCK, WAKE)
+    _open_standard_streams()
+    try:
+        return _run(probe_path, run_id, config, cgroup)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise UserError(f"{where}{error.strerror or error}") from error
+
+
+def _open_standard_streams() -> None:
+    """Whoever starts us may have closed them: a log line must not end up in another file."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= STANDARD_ERROR:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+
+
+def _run(probe_path: Path, run_id: str, config: SystemConfig, cgroup: Path | None) -> int:
     run_dir = Path(config.run_dir)
     _make_run_dir(run_dir)
     lock_fd = _lock(run_dir, run_id)
@@ -75,7 +92,7 @@ def run_daemon(
         attached = attach(
             run.probes, config=config, run_id=run_id, job_cgroup=job_cgroup, log=log.say
         )
-        return _supervise(run, attached, entry, ready, log)
+        return _supervise(run, attached, entry, ready, log, lock_fd=lock_fd)
     finally:
         ready.unlink(missing_ok=True)
         lock_file(run_dir, run_id).unlink(missing_ok=True)
@@ -84,16 +101,23 @@ def run_daemon(
 
 def _make_run_dir(run_dir: Path) -> None:
     try:
-        run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        status = run_dir.stat()
+        _make_directory(run_dir)
     except OSError as error:
         raise UserError(
             f"{run_dir}: {error.strerror}", hint="set run_dir in system.yaml"
         ) from error
+
+
+def _make_directory(path: Path) -> None:
+    """A directory that everybody may look into and only root may write."""
+    if not path.exists():
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(0o755)  # whatever the umask took away
+    status = path.stat()
     if status.st_uid != 0 or status.st_mode & 0o022:
         raise UserError(
-            f"{run_dir}: others than root can write there",
-            hint=f"chown root {run_dir} && chmod 755 {run_dir}",
+            f"{path}: others than root can write there",
+            hint=f"chown root {path} && chmod 755 {path}",
         )
 
 
@@ -147,11 +171,18 @@ def _open_log(log: Log, config: SystemConfig, entry: struct_passwd, run_id: str)
     path = Path(config.log_dir, name)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _make_directory(path.parent)
         log.fd = os.open(path, flags, 0o600)
+        # user "a_b" with run "c" and user "a" with run "b_c" have one name
+        if os.fstat(log.fd).st_uid not in (0, entry.pw_uid):
+            raise UserError(f"{path}: the log of somebody else")
         os.fchown(log.fd, entry.pw_uid, entry.pw_gid)
-    except OSError as error:
-        log.say(f"{path}: {error.strerror}; logging to standard error only")
+    except (OSError, UserError) as error:
+        if log.fd >= 0:
+            os.close(log.fd)
+            log.fd = -1
+        why = error.message if isinstance(error, UserError) else f"{path}: {error.strerror}"
+        log.say(f"{why}; logging to standard error only")
 
 
 def _cgroup_id(path: Path) -> int:
@@ -163,14 +194,17 @@ def _cgroup_id(path: Path) -> int:
     return path.stat().st_ino
 
 
-def _supervise(run: Run, attached: Attached, entry: struct_passwd, ready: Path, log: Log) -> int:
+def _supervise(
+    run: Run, attached: Attached, entry: struct_passwd, ready: Path, log: Log, *, lock_fd: int
+) -> int:
     read_fd, write_fd = os.pipe()
     child = os.fork()
     if not child:
         os.close(read_fd)
         os._exit(_child(run, attached, entry, write_fd, log))
-    _keep_only({0, 1, 2, read_fd, log.fd}, ready)
-    _watch(child, read_fd, ready, log)
+    child_fd = os.pidfd_open(child)
+    _keep_only({0, 1, 2, read_fd, log.fd, lock_fd, child_fd})
+    _watch(child, child_fd, read_fd, ready, log)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if code < 0:
         log.say(f"the recorder was ended by {signal.Signals(-code).name}; the trace is cut off")
@@ -178,23 +212,26 @@ def _supervise(run: Run, attached: Attached, entry: struct_passwd, ready: Path, 
     return code
 
 
-def _keep_only(fds: set[int], ready: Path) -> None:
-    """Close the BPF descriptors, so that attachments end with the child; the lock stays."""
-    lock = ready.with_suffix(".lock")
+def _keep_only(fds: set[int]) -> None:
+    """Close all others: the BPF descriptors, so that attachments end with the child."""
     for name in os.listdir("/proc/self/fd"):
-        fd = int(name)
-        with contextlib.suppress(OSError):
-            if fd not in fds and Path(f"/proc/self/fd/{fd}").readlink() != lock:
-                os.close(fd)
+        if int(name) not in fds:
+            with contextlib.suppress(OSError):  # the listing's own
+                os.close(int(name))
 
 
-def _watch(child: int, read_fd: int, ready: Path, log: Log) -> None:
+def _watch(child: int, child_fd: int, read_fd: int, ready: Path, log: Log) -> None:
     """Pass signals on and the child's words to systemd, until the child goes."""
-    handled = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
-    for number in handled:
+
+    def pass_on(number: int, _frame: object) -> None:
+        # by descriptor: a process that has the child's number after it is not meant
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(child_fd, number)
+
+    for number in WAKE:
         # an interactive Ctrl-C reaches both; the child's own copy is the same request
-        signal.signal(number, lambda n, _: os.kill(child, n))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, handled)
+        signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, WAKE)
     with open(read_fd, encoding="utf-8") as words:
         for line in words:
             word = line.rstrip("\n")
@@ -209,6 +246,7 @@ def _watch(child: int, read_fd: int, ready: Path, log: Log) -> None:
 def _write_ready(ready: Path, child: int) -> None:
     temporary = ready.with_suffix(".new")
     temporary.write_text(f"{child}\n")
+    temporary.chmod(0o644)
     temporary.rename(ready)
 
 

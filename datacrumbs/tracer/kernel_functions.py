@@ -215,13 +215,14 @@ def _attach_multi(bpf: Object, functions: list[Numbered], kind: Mechanism) -> in
     cookies = [func for func, _ in functions]
     if kind is Mechanism.SESSION:
         return bpf.attach_kprobes("kernel_session", names, cookies, kind=KPROBE_SESSION, flags=0)
+    mark = bpf.attached()
     # the return first: an entry without its return would leave a frame behind
     error = bpf.attach_kprobes("kernel_leave", names, cookies, kind=KPROBE_MULTI, flags=RETURN_FLAG)
     if error:
         return error
     error = bpf.attach_kprobes("kernel_enter", names, cookies, kind=KPROBE_MULTI, flags=0)
     if error:
-        bpf.detach_last_fd()
+        bpf.detach(mark)
     return error
 
 
@@ -232,9 +233,11 @@ def _attach_pairs(bpf: Object, functions: list[Numbered]) -> Iterator[tuple[Numb
         if name in reasons:
             yield (func, name), reasons[name]
             continue
+        mark = bpf.attached()
         error = bpf.attach_kprobe("kernel_leave", name, cookie=func, retprobe=True)
         error = error or bpf.attach_kprobe("kernel_enter", name, cookie=func)
         if error:
+            bpf.detach(mark)
             yield (func, name), os.strerror(error)
 
 

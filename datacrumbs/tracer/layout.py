@@ -6,7 +6,7 @@ import ctypes
 import struct
 from enum import IntEnum
 
-LAYOUT = 3
+LAYOUT = 4
 SYSCALLS = 512
 FUNCTIONS = 65536
 LAYERS = 256
@@ -145,6 +145,43 @@ class Counters(ctypes.Structure):
     )
 
 
+ARGUMENTS = 6
+ARGUMENT_TYPES = ("int", "uint", "string", "bytes")
+"""Values of `ArgumentType` in the order of DC_INT ..."""
+
+TAIL, KEEP, PLACE_SHIFT = 1 << 16, 1 << 17, 32
+"""What an attach cookie has besides the function's number."""
+
+
+class Argument(ctypes.Structure):
+    """struct dc_argument: one argument to keep."""
+
+    _fields_ = tuple((name, ctypes.c_uint16) for name in ("index", "type", "bytes", "unused"))
+
+
+class Arguments(ctypes.Structure):
+    """struct dc_arguments: those of one function."""
+
+    _fields_ = (("list", Argument * ARGUMENTS), ("count", ctypes.c_uint64))
+
+
+class Operand(ctypes.Structure):
+    """struct dc_operand: where a USDT point has an argument."""
+
+    _fields_ = (
+        *((name, ctypes.c_uint8) for name in ("how", "bytes", "is_signed", "scale")),
+        ("base", ctypes.c_uint16),
+        ("index", ctypes.c_uint16),
+        ("value", ctypes.c_int64),
+    )
+
+
+class Place(ctypes.Structure):
+    """struct dc_place: where one place of a USDT point has its arguments."""
+
+    _fields_ = (("list", Operand * ARGUMENTS),)
+
+
 class Record(IntEnum):
     """Kinds of records on the string ring."""
 
@@ -152,6 +189,7 @@ class Record(IntEnum):
     NAME = 2
     PROCESS = 3
     PEER = 4
+    ARGUMENTS = 5
 
 
 class What(IntEnum):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import errno
+import mmap
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -34,6 +35,9 @@ class UprobeOptions(ctypes.Structure):
         ("retprobe", ctypes.c_bool),
         ("func_name", ctypes.c_char_p),
     )
+
+
+UPROBE_MULTI, UPROBE_SESSION = 48, 57  # enum bpf_attach_type; libbpf 1.1 has no names for them
 
 
 class ProgramOptions(ctypes.Structure):
@@ -226,8 +230,15 @@ class Object:
         """Size of a map, before `load`."""
         self._c.bpf_map__set_max_entries(self.map(name), ctypes.c_uint32(entries))
 
+    def shared(self, name: str, kind: type[Any]) -> Any:
+        """A global variable's map as a ctypes ``kind``, as the programs change it; after `load`.
+
+        What libbpf gives as its value is a copy, but for skeletons.
+        """
+        return kind.from_buffer(mmap.mmap(self.map_fd(name), ctypes.sizeof(kind)))
+
     def memory(self, name: str, kind: type[Any]) -> Any:
-        """The contents of a global variable's map as a ctypes ``kind``."""
+        """The contents of a global variable's map as a ctypes ``kind``, to set before `load`."""
         size = ctypes.c_size_t()
         address = self._c.bpf_map__initial_value(self.map(name), ctypes.byref(size))
         if not address or size.value < ctypes.sizeof(kind):
@@ -294,10 +305,17 @@ class Object:
         self._links.append(ctypes.c_void_p(link))
 
     def attach_uprobe(
-        self, name: str, path: Path, offset: int, *, cookie: int = 0, retprobe: bool = False
+        self,
+        name: str,
+        path: Path,
+        offset: int,
+        *,
+        cookie: int = 0,
+        retprobe: bool = False,
+        semaphore: int = 0,
     ) -> str:
         """A perf uprobe for all processes; returns the error, empty when it is attached."""
-        options = UprobeOptions(ctypes.sizeof(UprobeOptions), 0, cookie, retprobe, None)
+        options = UprobeOptions(ctypes.sizeof(UprobeOptions), semaphore, cookie, retprobe, None)
         link = self._c.bpf_program__attach_uprobe_opts(
             self.program(name),
             -1,
@@ -318,18 +336,24 @@ class Object:
         cookies: list[int],
         *,
         kind: int,
-        flags: int,
+        flags: int = 0,
+        semaphores: list[int] | None = None,
     ) -> int:
-        """One uprobe.multi link for many functions; returns 0 or an errno (nothing attached)."""
+        """One link for many places; returns 0 or an errno (nothing attached).
+
+        ``kind`` is `UPROBE_MULTI` or `UPROBE_SESSION`, for which the program was loaded.
+        """
         count = len(offsets)
         path_bytes = ctypes.c_char_p(os.fsencode(path))
         offset_array = (ctypes.c_ulong * count)(*offsets)
+        semaphore_array = (ctypes.c_ulong * count)(*semaphores or [])
         cookie_array = (ctypes.c_uint64 * count)(*cookies)
         attr = UprobeMulti(
             prog_fd=self._c.bpf_program__fd(self.program(name)),
             attach_type=kind,
             path=ctypes.cast(path_bytes, ctypes.c_void_p).value or 0,
             offsets=ctypes.addressof(offset_array),
+            ref_ctr_offsets=ctypes.addressof(semaphore_array) if semaphores else 0,
             cookies=ctypes.addressof(cookie_array),
             cnt=count,
             flags=flags,
@@ -375,6 +399,10 @@ class Object:
         self._links.append(ctypes.c_void_p(link))
         return 0
 
+    def attached(self) -> tuple[int, int]:
+        """A mark for `detach`: what is attached by now."""
+        return len(self._links), len(self._fds)
+
     def add_ring(self, outer: str, index: int, size_bytes: int) -> int:
         """Put a new ring buffer into the map of maps ``outer``; returns its descriptor."""
         fd = self._c.bpf_map_create(BPF_MAP_TYPE_RINGBUF, b"dc_events", 0, 0, size_bytes, None)
@@ -383,13 +411,17 @@ class Object:
                 f"cannot make a ring of {size_bytes} bytes: {os.strerror(-fd)}",
                 hint="lower ring.total_bytes in system.yaml",
             )
-        key, value = ctypes.c_uint32(index), ctypes.c_uint32(fd)
+        self.put(outer, index, ctypes.c_uint32(fd))
+        return int(fd)
+
+    def put(self, name: str, key: int, value: ctypes.Structure | ctypes.c_uint32) -> None:
+        """Set the element ``key``, a 32-bit number, of a map."""
+        number = ctypes.c_uint32(key)
         code = self._c.bpf_map_update_elem(
-            self.map_fd(outer), ctypes.byref(key), ctypes.byref(value), ctypes.c_uint64(0)
+            self.map_fd(name), ctypes.byref(number), ctypes.byref(value), ctypes.c_uint64(0)
         )
         if code:
-            raise UserError(f"cannot use ring {index}: {os.strerror(-code)}")
-        return int(fd)
+            raise UserError(f"cannot set {key} of map {name}: {os.strerror(-code)}")
 
     def iterator(self, name: str) -> int:
         """A descriptor whose reading runs the iterator program ``name`` over all tasks."""
@@ -402,14 +434,12 @@ class Object:
             raise UserError(f"cannot iterate with {name}: {os.strerror(-fd)}")
         return int(fd)
 
-    def detach_last_fd(self) -> None:
-        """Undo the last kprobe.multi, kprobe.session or uprobe.multi link."""
-        os.close(self._fds.pop())
-
-    def detach(self) -> None:
-        """Detach everything, the last first: where returns were attached before entries, calls
-        still in progress find theirs. What the maps and rings hold stays."""
-        while self._fds:
-            self.detach_last_fd()
-        while self._links:
+    def detach(self, since: tuple[int, int] = (0, 0)) -> None:
+        """Detach what was attached since a mark, the last first: where returns were attached
+        before entries, calls still in progress find theirs. What the maps and rings hold stays.
+        """
+        links, fds = since
+        while len(self._fds) > fds:
+            os.close(self._fds.pop())
+        while len(self._links) > links:
             self._c.bpf_link__destroy(self._links.pop())

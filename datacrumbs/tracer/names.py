@@ -1,4 +1,4 @@
-"""The string ring's records as rows of the tables ``files``, ``processes`` and ``peers``."""
+"""The string ring's records as rows: tables ``files``, ``processes``, ``peers``, ``arguments``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import os
 import posixpath
 import stat
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datacrumbs.trace.schema import FILES, PEERS, PROCESSES
+from datacrumbs.probes.model import Argument
+from datacrumbs.trace.schema import ARGUMENTS, FILES, PEERS, PROCESSES
+from datacrumbs.tracer import arguments
 from datacrumbs.tracer.layout import CUT_SHORT, DELETED, STRING_HEAD, Record, What
 
 DIRECTORIES_KEPT = 16 * 1024
@@ -41,11 +43,16 @@ def join(base: bytes, path: bytes) -> bytes:
 class Names:
     """Turns records into rows, each file id once; ``take`` gives and empties what is new."""
 
-    def __init__(self, *, max_files: int) -> None:
+    def __init__(
+        self, *, max_files: int, kept: Mapping[int, Sequence[Argument]] | None = None
+    ) -> None:
+        self._kept = kept or {}
         self._max_files = max_files
         self._seen: set[int] = set()
         self._paths: OrderedDict[int, bytes] = OrderedDict()
-        self._rows: dict[str, list[tuple[Any, ...]]] = {FILES: [], PROCESSES: [], PEERS: []}
+        self._rows: dict[str, list[tuple[Any, ...]]] = {
+            table: [] for table in (FILES, PROCESSES, PEERS, ARGUMENTS)
+        }
         self.over_limit = 0
 
     def add(self, records: Iterable[memoryview]) -> None:
@@ -66,6 +73,16 @@ class Names:
             case Record.PEER:
                 _, _, ts, file, *_ = head
                 self._rows[PEERS].append((ts, head[10], file, head[12], head[14]))
+
+            case Record.ARGUMENTS:
+                self._add_arguments(head, text)
+
+    def _add_arguments(self, head: tuple[Any, ...], text: bytes) -> None:
+        _, _, ts, *_ = head
+        func, tid = head[9], head[10]
+        for name, value, raw in arguments.values(text, self._kept[func]):
+            content = shown(raw)[0] if raw is not None else None
+            self._rows[ARGUMENTS].append((ts, tid, func, name, value, content))
 
     def _add_file(self, head: tuple[Any, ...], text: bytes) -> None:
         _, _, ts, file, _, ino, dev, generation, mode, what, *_, fstype = head

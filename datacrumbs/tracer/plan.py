@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from datacrumbs.probes.model import Layer, ProbeList, Select
+from datacrumbs.probes.model import Argument, Layer, ProbeList, Select
 from datacrumbs.trace.schema import Op
 from datacrumbs.tracer import layout
 
@@ -31,13 +32,25 @@ class Plan:
     skipped: list[tuple[str, str, str]] = field(default_factory=list)  # layer, name, reason
     mechanisms: list[tuple[str, str, str, int]] = field(default_factory=list)
     #                            layer, kind, mechanism, how many functions
+    arguments: dict[int, Sequence[Argument]] = field(default_factory=dict)  # by function
 
-    def add(self, layer: Layer, name: str, kind: str, op: Op, binary: str | None = None) -> int:
+    def add(
+        self,
+        layer: Layer,
+        name: str,
+        kind: str,
+        op: Op,
+        binary: str | None = None,
+        *,
+        arguments: Sequence[Argument] = (),
+    ) -> int:
         """Number a function and tell the BPF programs of it; numbers count from 1."""
         func = len(self.functions) + 1
         self.functions.append(Function(func, layer.name, name, kind, op, binary))
         self.config.functions[func].select = select_bits(layer.select)
         self.config.functions[func].layer = self.probes.layers.index(layer)
+        if arguments:
+            self.arguments[func] = arguments
         return func
 
 

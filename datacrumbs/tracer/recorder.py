@@ -32,7 +32,15 @@ from datacrumbs.trace.runfile import (
     start_ticks,
     write_run_info,
 )
-from datacrumbs.trace.schema import FILES, FUNCTIONS, PEERS, PROCESSES, EventFlag, arrow_schema
+from datacrumbs.trace.schema import (
+    ARGUMENTS,
+    FILES,
+    FUNCTIONS,
+    PEERS,
+    PROCESSES,
+    EventFlag,
+    arrow_schema,
+)
 from datacrumbs.tracer import layout
 from datacrumbs.tracer.attach import Attached, power_of_two, read_all
 
@@ -108,9 +116,9 @@ class Recorder:
         self._rings = [EventRing(fd, attached.ring_bytes) for fd in attached.ring_fds]
         size = power_of_two(run.config.ring.strings_bytes)
         self._strings = StringRing(attached.strings_fd, size)
-        self._names = Names(max_files=run.config.limits.files)
+        self._names = Names(max_files=run.config.limits.files, kept=attached.plan.arguments)
         self._writer = TraceWriter(directory, segment_events=run.config.segment.events)
-        self._counters = attached.object.memory(".data.counters", layout.Counters * layout.MAX_CPUS)
+        self._counters = attached.object.shared(".data.counters", layout.Counters * layout.MAX_CPUS)
         self._disk_lost = 0
         self._unfinished = 0
         self._said = (time.monotonic(), 0)
@@ -151,7 +159,7 @@ class Recorder:
     def _drain(self) -> int:
         # names first: an event never waits in the files for a name that was sent before it
         self._names.add(self._strings.records())
-        for table in (FILES, PROCESSES, PEERS):
+        for table in (FILES, PROCESSES, PEERS, ARGUMENTS):
             self._write_rows(table, self._names.take(table))
         return sum(ring.drain(self._take) for ring in self._rings)
 

@@ -1,39 +1,80 @@
-"""Functions of ELF files: uprobes, in one link for many where the kernel has that."""
+"""Functions of ELF files: uprobes, in one link for many where the kernel has that.
+
+Three mechanisms, the first that this kernel takes: ``uprobe.session`` (one program for entry and
+return, whose entry refuses the return for tasks that are not traced, so that they do not pay
+for it), ``uprobe.multi`` (a link for the entries, one for the returns), ``uprobe`` (a perf event
+for each). Functions that exceptions may pass have no return probe but probes at their exits;
+`datacrumbs.tracer.placement` says why, and where in a function all these go.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from datacrumbs.errors import UserError
-from datacrumbs.probes.elf_functions import function_starts
-from datacrumbs.probes.elf_identity import elf_identity
-from datacrumbs.probes.model import UserFunction, UserLayer
+from datacrumbs.probes.elf_identity import NotElfError, elf_identity
+from datacrumbs.probes.model import UsdtLayer, UserFunction, UserLayer
+from datacrumbs.regular_file import open_regular
 from datacrumbs.trace.schema import Op
-from datacrumbs.tracer.libbpf import OBJECT_PATH, Object
+from datacrumbs.tracer import layout
+from datacrumbs.tracer.libbpf import OBJECT_PATH, UPROBE_MULTI, UPROBE_SESSION, Object
+from datacrumbs.tracer.placement import Code, Exit
 from datacrumbs.tracer.plan import Plan
 
-UPROBE_MULTI = 48  # enum bpf_attach_type
 RETURN_FLAG = 1  # BPF_F_UPROBE_MULTI_RETURN
 CLIENT_FUNCTION = "datacrumbs_start"
 
 Numbered = tuple[int, UserFunction]
 
 
-def kernel_has_uprobe_multi() -> bool:
-    """Tried for real by loading a program of that type; libbpf 1.1 has no name for it."""
+class Mechanism(StrEnum):
+    """What a function's probes are attached by."""
+
+    SESSION = "uprobe.session"
+    MULTI = "uprobe.multi"
+    SINGLE = "uprobe"
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One function and where its probes go; with ``exits``, there instead of at the return.
+
+    ``keep``: its arguments are kept.
+    """
+
+    func: int
+    name: str
+    place: int
+    exits: tuple[Exit, ...] | None = None
+    keep: bool = False
+
+    @property
+    def entry(self) -> tuple[int, int]:
+        """Place and cookie of the entry probe."""
+        return self.place, self.func | self.keep * layout.KEEP
+
+
+def choose() -> Mechanism:
+    """The best mechanism this kernel has, tried for real."""
+    if _takes("user_session", UPROBE_SESSION):
+        return Mechanism.SESSION
+    return Mechanism.MULTI if _takes("user_enter", UPROBE_MULTI) else Mechanism.SINGLE
+
+
+def _takes(program: str, kind: int) -> bool:
     trial = Object(OBJECT_PATH, log=lambda _: None)
-    trial.only("user_enter")
-    trial.set_expected_attach_type("user_enter", UPROBE_MULTI)
+    trial.only(program)
+    trial.set_expected_attach_type(program, kind)
     trial.set_entries("strings", 1 << 16)
     try:
         trial.load()
-        error = trial.attach_uprobes(
-            "user_enter", Path("/proc/self/exe"), [0], [0], kind=UPROBE_MULTI, flags=0
-        )
+        error = trial.attach_uprobes(program, Path("/proc/self/exe"), [0], [0], kind=kind)
     except UserError:
         return False
     finally:
@@ -41,21 +82,35 @@ def kernel_has_uprobe_multi() -> bool:
     return error != errno.EINVAL
 
 
+def prepare(bpf: Object, mechanism: Mechanism | None) -> None:
+    """Tell the programs, before they are loaded, what they will be attached by (None: nothing)."""
+    if mechanism is Mechanism.SESSION:
+        bpf.set_expected_attach_type("user_session", UPROBE_SESSION)
+        bpf.leave_out("user_leave")
+    else:
+        bpf.leave_out("user_session")
+    if mechanism is None:
+        bpf.leave_out("user_enter", "user_leave", "user_exit")
+    elif mechanism is not Mechanism.SINGLE:
+        for name in ("user_enter", "user_leave", "user_exit"):
+            bpf.set_expected_attach_type(name, UPROBE_MULTI)
+
+
 def plan_user(layer: UserLayer, plan: Plan) -> list[Numbered]:
     """Number the layer's functions."""
     return [
-        (plan.add(layer, function.name, "user", Op.OTHER, layer.binary), function)
+        (
+            plan.add(
+                layer, function.name, "user", Op.OTHER, layer.binary, arguments=function.arguments
+            ),
+            function,
+        )
         for function in layer.functions
     ]
 
 
 def attach_user(
-    bpf: Object,
-    layer: UserLayer,
-    functions: list[Numbered],
-    plan: Plan,
-    *,
-    multi: bool,
+    bpf: Object, layer: UserLayer, functions: list[Numbered], plan: Plan, mechanism: Mechanism
 ) -> None:
     """Attach what can be attached; the plan says what, how, and why the rest could not be."""
     try:
@@ -64,23 +119,66 @@ def attach_user(
         plan.skipped.append((layer.name, layer.binary, error.message))
         plan.mechanisms.append((layer.name, "uprobe", "none", 0))
         return
-    path = Path(f"/proc/self/fd/{fd}")  # the file that was checked, whatever the name says by now
-    # a breakpoint inside an instruction would break the program for everybody on the node
-    starts = function_starts(fd)
-    sound = [(func, f) for func, f in functions if f.offset in starts]
-    failed = [((n, f), "no function begins there") for n, f in functions if f.offset not in starts]
-    failed += _attach_batch(bpf, path, sound, multi=multi)
-    os.close(fd)
-    for (_, function), reason in failed:
-        plan.skipped.append((layer.name, function.name, reason))
-    mechanism = "uprobe.multi" if multi else "uprobe"
-    plan.mechanisms.append((layer.name, "uprobe", mechanism, len(functions) - len(failed)))
+    try:
+        probes, skipped = _place(Code(fd), functions)
+        # the file that was checked, whatever the name says by now
+        failed = dict(Attacher(bpf, Path(f"/proc/self/fd/{fd}"), mechanism).attach(probes))
+    except NotElfError as error:
+        probes, skipped, failed = [], [(layer.binary, error.message)], {}
+    finally:
+        os.close(fd)
+    skipped += [(probe.name, reason) for probe, reason in failed.items()]
+    plan.skipped += [(layer.name, name, reason) for name, reason in skipped]
+    rows = [
+        (
+            layer.name,
+            "uprobe",
+            name,
+            sum((p.exits is None) == returns and p not in failed for p in probes),
+        )
+        for returns, name in (
+            (True, mechanism.value),
+            (False, f"{without_returns(mechanism)}, exits"),
+        )
+    ]
+    plan.mechanisms += [row for row in rows if row[3]] or rows[:1]
 
 
-def open_pinned(layer: UserLayer) -> int:
+def without_returns(mechanism: Mechanism) -> Mechanism:
+    """What probes without a return are attached by."""
+    return Mechanism.MULTI if mechanism is Mechanism.SESSION else mechanism
+
+
+def _place(code: Code, functions: list[Numbered]) -> tuple[list[Probe], list[tuple[str, str]]]:
+    """Where the probes go; the functions that have none, and why."""
+    sound: dict[int, Numbered] = {}
+    failed = []
+    for func, function in functions:
+        # a breakpoint inside an instruction would break the program for everybody on the node
+        if function.offset not in code.starts:
+            failed.append((function.name, "no function begins there"))
+        elif function.offset in sound:
+            failed.append((function.name, f"is {sound[function.offset][1].name} by another name"))
+        else:
+            sound[function.offset] = (func, function)
+    places = code.places((start, bool(f.arguments)) for start, (_, f) in sound.items())
+    thrown = code.passed_by_exceptions()
+    probes = []
+    for start, (func, function) in sound.items():
+        exits = code.exits(start) if thrown else None
+        if thrown and exits is None:
+            failed.append((function.name, "exceptions may pass it, and its exits are not certain"))
+        else:
+            found = None if exits is None else tuple(exits)
+            keep = bool(function.arguments)
+            probes.append(Probe(func, function.name, places[start], found, keep=keep))
+    return probes, failed
+
+
+def open_pinned(layer: UserLayer | UsdtLayer) -> int:
     """A descriptor of the layer's binary, if it is still the one that was signed."""
     try:
-        fd = os.open(layer.binary, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = open_regular(layer.binary)
     except OSError as error:
         raise UserError(f"{layer.binary}: {error.strerror}") from error
     try:
@@ -93,41 +191,96 @@ def open_pinned(layer: UserLayer) -> int:
     return fd
 
 
-def _attach_batch(
-    bpf: Object, path: Path, functions: list[Numbered], *, multi: bool
-) -> Iterator[tuple[Numbered, str]]:
-    """Attach; a batch that fails is halved until the functions at fault are alone."""
-    if not functions:
+T = TypeVar("T")
+
+
+def attach_halving(
+    bpf: Object, probes: list[T], attach: Callable[[list[T]], str]
+) -> Iterator[tuple[T, str]]:
+    """Attach with ``attach``, which gives an error or "".
+
+    A batch that fails is halved until those at fault are alone; gives these, and why.
+    """
+    if not probes:
         return
-    error = (_attach_multi if multi else _attach_one)(bpf, path, functions)
+    before = bpf.attached()
+    error = attach(probes)
     if not error:
         return
-    if len(functions) == 1:
-        yield functions[0], error
+    bpf.detach(before)
+    if len(probes) == 1:
+        yield probes[0], error
         return
-    half = len(functions) // 2
-    yield from _attach_batch(bpf, path, functions[:half], multi=multi)
-    yield from _attach_batch(bpf, path, functions[half:], multi=multi)
+    half = len(probes) // 2
+    yield from attach_halving(bpf, probes[:half], attach)
+    yield from attach_halving(bpf, probes[half:], attach)
 
 
-def _attach_multi(bpf: Object, path: Path, functions: list[Numbered]) -> str:
-    offsets = [function.offset for _, function in functions]
-    cookies = [func for func, _ in functions]
-    # the return first: an entry without its return would leave a frame behind
-    for name, flags in (("user_leave", RETURN_FLAG), ("user_enter", 0)):
-        error = bpf.attach_uprobes(name, path, offsets, cookies, kind=UPROBE_MULTI, flags=flags)
-        if error:
-            return os.strerror(error)
-    return ""
+@dataclass(frozen=True, slots=True)
+class Attacher:
+    """Attaches probes of one file."""
 
+    bpf: Object
+    path: Path
+    mechanism: Mechanism
 
-def _attach_one(bpf: Object, path: Path, functions: list[Numbered]) -> str:
-    if len(functions) > 1:
-        return "one at a time"
-    func, function = functions[0]
-    return bpf.attach_uprobe(
-        "user_leave", path, function.offset, cookie=func, retprobe=True
-    ) or bpf.attach_uprobe("user_enter", path, function.offset, cookie=func)
+    def attach(self, probes: list[Probe]) -> Iterator[tuple[Probe, str]]:
+        """Attach; gives the functions that cannot be probed, and why."""
+        returning = [p for p in probes if p.exits is None]
+        yield from attach_halving(self.bpf, returning, self._returning)
+        leaving = [p for p in probes if p.exits is not None]
+        yield from attach_halving(self.bpf, leaving, self._leaving)
+
+    def _returning(self, probes: list[Probe]) -> str:
+        places = [probe.entry for probe in probes]
+        match self.mechanism:
+            case Mechanism.SESSION:
+                return self._link("user_session", places, kind=UPROBE_SESSION)
+            case Mechanism.MULTI:
+                # the return first: an entry without its return would leave a frame behind
+                return self._link("user_leave", places, flags=RETURN_FLAG) or self._link(
+                    "user_enter", places
+                )
+            case _ if len(probes) > 1:
+                return "one at a time"
+        return self._single("user_leave", places, retprobe=True) or self._single(
+            "user_enter", places
+        )
+
+    def _leaving(self, probes: list[Probe]) -> str:
+        places = [probe.entry for probe in probes]
+        exits = [
+            (leave.offset, probe.func | leave.tail * layout.TAIL)
+            for probe in probes
+            for leave in probe.exits or ()
+        ]
+        if self.mechanism is not Mechanism.SINGLE:
+            return (self._link("user_exit", exits) if exits else "") or self._link(
+                "user_enter", places
+            )
+        if len(probes) > 1:
+            return "one at a time"
+        return self._single("user_exit", exits) or self._single("user_enter", places)
+
+    def _link(
+        self, program: str, places: list[tuple[int, int]], kind: int = UPROBE_MULTI, flags: int = 0
+    ) -> str:
+        offsets, cookies = zip(*places, strict=True)
+        error = self.bpf.attach_uprobes(
+            program, self.path, list(offsets), list(cookies), kind=kind, flags=flags
+        )
+        return os.strerror(error) if error else ""
+
+    def _single(
+        self, program: str, places: list[tuple[int, int]], *, retprobe: bool = False
+    ) -> str:
+        for offset, cookie in places:
+            error = self.bpf.attach_uprobe(
+                program, self.path, offset, cookie=cookie, retprobe=retprobe
+            )
+            if error:
+                return error
+        return ""
 
 
 def attach_client(bpf: Object, library: Path) -> None:

@@ -9,14 +9,16 @@ import pwd
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from kernel.tracing import wait_until
 
 from datacrumbs.probes import model
 from datacrumbs.probes.elf import read_functions
@@ -79,11 +81,12 @@ class Site:
         return [str(BIN / "datacrumbs"), "--config", str(self.config), str(probe_file), *arguments]
 
     @contextlib.contextmanager
-    def daemon(self, probe_file: Path, run_id: str) -> Iterator[subprocess.Popen[str]]:
+    def daemon(
+        self, probe_file: Path, run_id: str, **settings: object
+    ) -> Iterator[subprocess.Popen[str]]:
         """A daemon that is ready; ended on leaving, if it has not ended by then."""
-        with subprocess.Popen(
-            self.command(probe_file, run_id), stderr=subprocess.PIPE, text=True
-        ) as process:
+        settings = {"stderr": subprocess.PIPE, "text": True} | settings
+        with subprocess.Popen(self.command(probe_file, run_id), **settings) as process:  # type: ignore[call-overload]
             try:
                 deadline = time.monotonic() + READY_S
                 while not self.ready(run_id).exists():
@@ -118,6 +121,19 @@ class Site:
                     f"CREATE VIEW {table} AS SELECT * FROM '{self.host(run_id)}/{table}-*.parquet'"
                 )
             return database.execute(sql).fetchall()
+
+
+def await_status(site: Site, daemon: subprocess.Popen[str], enough: Callable[..., bool]) -> None:
+    """Ask for status lines (SIGUSR1) until ``enough(events, lost)``."""
+
+    def found() -> bool:
+        daemon.send_signal(signal.SIGUSR1)
+        time.sleep(0.1)
+        (log,) = site.path("log").iterdir()
+        said = re.findall(r": (\d+) events, \d+/s, (\d+) lost, ", log.read_text())
+        return bool(said) and enough(*map(int, said[-1]))
+
+    wait_until(found, "the status", READY_S)
 
 
 def stop(process: subprocess.Popen[str]) -> str:
@@ -166,9 +182,9 @@ def test_traces_a_program_and_leaves_a_complete_trace(site: Site) -> None:
         assert site.traced("r1", "dd", "if=/dev/zero", "of=/dev/null", "bs=4097", "count=23",
                            "status=none").wait(30) == 0  # fmt: skip
         daemon.send_signal(signal.SIGUSR1)
-        time.sleep(0.5)
         said = stop(daemon)
-    assert "events," in said
+    line = r"datacrumbs\[r1\]: \d+ events, \d+/s, 0 lost, \d+ filtered, \d+ bytes written"
+    assert len(re.findall(f"^{line}$", said, re.MULTILINE)) == 2, "one asked for, one at the end"
     assert not site.ready("r1").exists()
     info = site.info("r1")
     assert info["state"] == "complete"
@@ -253,7 +269,7 @@ def test_killed_daemon_leaves_a_readable_trace_and_may_start_again(site: Site) -
     with site.daemon(probe_file, "k") as daemon:
         dd = ("dd", "if=/dev/zero", "of=/dev/null", "bs=1", "count=5000", "status=none")
         assert site.traced("k", *dd).wait(30) == 0
-        time.sleep(2.5)  # more than a flush
+        wait_until(lambda: _rows(site.host("k")) >= 10_000, "a flush", READY_S)
         recorder = int(site.ready("k").read_text())
         os.kill(recorder, signal.SIGKILL)
         assert daemon.wait(10) == 1
@@ -269,9 +285,13 @@ def test_killed_daemon_leaves_a_readable_trace_and_may_start_again(site: Site) -
 def _rows(host: Path) -> int:
     import pyarrow as pa
 
-    (stream,) = host.glob("events-*.arrows")
-    with pa.OSFile(str(stream)) as file:
-        return sum(batch.num_rows for batch in pa.ipc.open_stream(file))
+    rows = 0
+    for stream in host.glob("events-*.arrows"):
+        # a daemon at work may be in the middle of a batch
+        with pa.OSFile(str(stream)) as file, contextlib.suppress(pa.ArrowInvalid, OSError):
+            for batch in pa.ipc.open_stream(file):
+                rows += batch.num_rows
+    return rows
 
 
 def test_killed_root_half_stops_the_recorder_and_its_ready_file_is_replaced(site: Site) -> None:
@@ -280,17 +300,12 @@ def test_killed_root_half_stops_the_recorder_and_its_ready_file_is_replaced(site
         recorder = int(site.ready("k").read_text())
         daemon.kill()
         daemon.wait(10)
-        deadline = time.monotonic() + 10
-        while Path(f"/proc/{recorder}").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not Path(f"/proc/{recorder}").exists()
+        wait_until(lambda: not Path(f"/proc/{recorder}").exists(), "the recorder's end", READY_S)
         assert site.ready("k").exists()
     assert site.info("k")["state"] == "complete"
     with subprocess.Popen(site.command(probe_file, "k")) as daemon:
-        deadline = time.monotonic() + READY_S
-        while _recorder_of(site.ready("k")) in (None, recorder) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert _recorder_of(site.ready("k")) not in (None, recorder)
+        others = (None, recorder)
+        wait_until(lambda: _recorder_of(site.ready("k")) not in others, "ready", READY_S)
         daemon.terminate()
         assert daemon.wait(30) == 0
 
@@ -409,9 +424,8 @@ def test_full_disk_loses_events_by_number_and_recording_resumes(
     with site.daemon(site.sign("p.gz"), "full") as daemon:
         filler = fill(small_disk)
         assert site.traced("full", *dd).wait(30) == 0
-        time.sleep(1.5)
+        await_status(site, daemon, lambda events, lost: events + lost >= 40_000 and lost > 10_000)
         filler.unlink()
-        time.sleep(0.5)
         assert site.traced("full", *dd).wait(30) == 0
         stop(daemon)
     info = site.info("full")
@@ -438,3 +452,145 @@ def test_full_disk_at_the_start_is_told(site: Site, small_disk: Path) -> None:
     assert done.returncode == 1
     assert "No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_full_run_directory_is_told(site: Site) -> None:
+    run_dir = site.path("run")
+    run_dir.mkdir(mode=0o755)
+    options = "size=4k,mode=755"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", run_dir], check=True)
+    try:
+        fill(run_dir)
+        command = site.command(site.sign("p.gz"), "full")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    finally:
+        subprocess.run(["umount", "--lazy", run_dir], check=True)
+    assert done.returncode == 1
+    assert "datacrumbs: error: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_terminal_that_goes_away_stops_no_tracing(site: Site) -> None:
+    with site.daemon(site.sign("p.gz"), "gone") as daemon:
+        assert daemon.stderr
+        daemon.stderr.close()
+        await_status(site, daemon, lambda events, lost: True)  # something to say, to nobody
+        dd = ("dd", "if=/dev/zero", "of=/dev/null", "bs=1", "count=1001", "status=none")
+        assert site.traced("gone", *dd).wait(30) == 0
+        daemon.terminate()
+        assert daemon.wait(30) == 0
+    assert site.info("gone")["state"] == "complete"
+    (log,) = site.path("log").iterdir()
+    assert log.read_text().count(" events, ") >= 2
+
+
+def test_started_without_standard_streams_it_writes_to_its_log_only(site: Site) -> None:
+    probe_file = site.sign("p.gz")
+    shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *site.command(probe_file, "mute")]
+    with subprocess.Popen(shell) as process:
+        wait_until(site.ready("mute").exists, "ready", READY_S)
+        assert site.ready("mute").with_suffix(".lock").read_bytes() == b""
+        process.terminate()
+        assert process.wait(30) == 0
+    assert site.info("mute")["state"] == "complete"
+
+
+def test_a_run_directory_behind_a_link_guards_the_run_id_as_well(site: Site) -> None:
+    site.path("elsewhere").mkdir(mode=0o755)
+    site.path("run").symlink_to("elsewhere")
+    probe_file = site.sign("p.gz")
+    with site.daemon(probe_file, "same") as daemon:
+        assert "being traced on this host already" in refused_while_running(site, probe_file)
+        assert "Traceback" not in stop(daemon)
+    assert not list(site.path("run").iterdir())
+
+
+def test_users_see_that_a_run_is_traced_and_read_its_log_whatever_the_umask(site: Site) -> None:
+    with site.daemon(site.sign("p.gz"), "r", umask=0o077) as daemon:
+        (log,) = site.path("log").iterdir()
+        for path in (site.ready("r"), log):
+            as_user = {"user": site.user.pw_uid, "group": site.user.pw_gid, "extra_groups": []}
+            subprocess.run(["cat", path], check=True, stdout=subprocess.DEVNULL, **as_user)
+        assert site.ready("r").with_suffix(".lock").stat().st_mode & 0o777 == 0o600
+        stop(daemon)
+
+
+def test_a_log_of_somebody_else_is_not_given_away(site: Site) -> None:
+    from datacrumbs.run import host_name
+
+    site.path("log").mkdir(mode=0o755)
+    log = site.path("log") / f"datacrumbs_{site.user.pw_name}_r_{host_name()}.log"
+    log.write_text("of another user\n")
+    os.chown(log, site.user.pw_uid + 1, site.user.pw_gid)
+    with site.daemon(site.sign("p.gz"), "r") as daemon:
+        assert f"{log}: the log of somebody else" in stop(daemon)
+    assert log.read_text() == "of another user\n"
+    assert log.stat().st_uid == site.user.pw_uid + 1
+
+
+def test_a_log_directory_that_others_can_write_is_not_used(site: Site) -> None:
+    site.path("log").mkdir()
+    site.path("log").chmod(0o1777)
+    with site.daemon(site.sign("p.gz"), "r") as daemon:
+        assert "others than root can write there" in stop(daemon)
+    assert not list(site.path("log").iterdir())
+
+
+def test_the_recorder_has_no_rights_left_and_is_closed_to_its_user(site: Site) -> None:
+    with site.daemon(site.sign("p.gz"), "r") as daemon:
+        recorder = int(site.ready("r").read_text())
+        status = dict(
+            line.split(":\t", 1)
+            for line in Path(f"/proc/{recorder}/status").read_text().splitlines()
+        )
+        assert set(status["Uid"].split()) == {str(site.user.pw_uid)}
+        assert set(status["Gid"].split()) == {str(site.user.pw_gid)}
+        groups = set(map(int, status["Groups"].split()))
+        assert groups == set(os.getgrouplist(site.user.pw_name, site.user.pw_gid))
+        for kind in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+            assert int(status[kind], 16) == 0, kind
+        # it holds descriptors of BPF programs that reach into other users' processes
+        done = subprocess.run(
+            ["head", "-c1", f"/proc/{recorder}/environ"],
+            capture_output=True,
+            user=site.user.pw_uid,
+            group=site.user.pw_gid,
+            extra_groups=[],
+            check=False,
+        )
+        assert b"Permission denied" in done.stderr
+        # the half that stays root holds none
+        held = [path.readlink() for path in Path(f"/proc/{daemon.pid}/fd").iterdir()]
+        assert not [path for path in held if "bpf" in str(path)]
+        stop(daemon)
+
+
+def test_what_is_no_regular_file_is_not_even_opened(site: Site) -> None:
+    device = site.path("device")
+    os.mkfifo(device)
+    record = site.path("record")
+    strace = ["strace", "-f", "-qq", "-e", "trace=open,openat", "-o", str(record)]
+    done = subprocess.run(
+        [*strace, *site.command(device, "r")], capture_output=True, text=True, check=False
+    )
+    assert "not a regular file" in done.stderr
+    lines = [line for line in record.read_text().splitlines() if str(device) in line]
+    assert lines
+    assert all("O_PATH" in line for line in lines), lines
+
+
+def test_systemd_is_told_when_it_is_ready_and_how_it_does(site: Site) -> None:
+    address = site.path("notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(address))
+        manager.settimeout(READY_S)
+        environ = os.environ | {"NOTIFY_SOCKET": str(address)}
+        with site.daemon(site.sign("p.gz"), "r", env=environ) as daemon:
+            words = manager.recv(4096).decode().splitlines()
+            assert words == ["READY=1", "STATUS=tracing", f"MAINPID={daemon.pid}"]
+            assert manager.recv(4096) == b"WATCHDOG=1", "within each second"
+            daemon.send_signal(signal.SIGUSR1)
+            while b"STATUS=" not in (told := manager.recv(4096)):
+                assert told == b"WATCHDOG=1"
+            assert re.fullmatch(rb"WATCHDOG=1\nSTATUS=\d+ events, .* bytes written", told)
+            stop(daemon)

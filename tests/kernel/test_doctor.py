@@ -80,7 +80,7 @@ def test_a_good_host_passes_every_check(service: Path) -> None:
     code, found = doctor(service)
     assert [check for check in found.values() if check["ok"] is not True] == []
     assert code == 0
-    assert "entry and return" in found["uprobe.multi"]["found"]
+    assert "entry and return" in found["uprobe links"]["found"]
     assert '"decision": "refused"' in (service / "service.log").read_text()
 
 

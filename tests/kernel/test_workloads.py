@@ -366,6 +366,8 @@ def test_read_that_never_returns(traced_run: TracedRun, killed: bool) -> None:
         process = traced_run.start(*PYTHON, "-c", BLOCKED, stdout=subprocess.PIPE)
         assert process.stdout
         assert process.stdout.readline() == b"1\n"
+        blocked = Path(f"/proc/{process.pid}/syscall")
+        wait_until(lambda: f"{4321:#x}" in blocked.read_text(), "the read")
         time.sleep(0.2)
         if killed:
             process.kill()
@@ -413,3 +415,69 @@ def test_preload_alone_is_enough(traced_run: TracedRun) -> None:
     with traced_run.daemon():
         traced_run.python(WRITE, wrap=False, env={"LD_PRELOAD": str(LIBRARY)})
     assert traced_run.trace().calls("ret", "name = 'write' AND path = '/dev/null'") == [(4321,)]
+
+
+REUSE = """
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <linux/sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+int main(int argc, char **argv) {
+    pid_t wanted = atoi(argv[3]);
+    struct clone_args args = {.exit_signal = SIGCHLD, .set_tid = (uintptr_t)&wanted,
+                              .set_tid_size = 1};
+    int status = 1;
+    pid_t child = syscall(SYS_clone3, &args, sizeof(args));
+    if (child < 0) return 2;
+    if (!child) {
+        if (setgid(atoi(argv[2])) || setuid(atoi(argv[1]))) _exit(3);
+        execv(argv[4], argv + 4);
+        _exit(4);
+    }
+    waitpid(child, &status, 0);
+    return child != wanted || status;
+}
+"""
+"""Run a program as a user, with a process id that is free again."""
+
+
+def test_a_process_id_that_is_used_again(traced_run: TracedRun) -> None:
+    again = traced_run.compile(REUSE)
+    user = traced_run.user
+    say = "import os; print(os.getpid()); " + WRITE
+    with traced_run.daemon():
+        pid = traced_run.python(say.replace("4321", "1001")).strip()
+        other = [again, str(user.pw_uid), str(user.pw_gid), pid, *PYTHON, "-c"]
+        environ = {"DATACRUMBS_RUN_ID": RUN_ID}
+        subprocess.run([*other, WRITE], env=environ, check=True)
+        environ["LD_PRELOAD"] = str(LIBRARY)
+        subprocess.run([*other, WRITE.replace("4321", "1003")], env=environ, check=True)
+    trace = traced_run.trace()
+    written = trace.calls("pid, size", "name = 'write' AND path = '/dev/null'")
+    assert written == [(int(pid), 1001), (int(pid), 1003)]
+    lives = trace.sql("SELECT what FROM processes WHERE pid = ? ORDER BY ts", int(pid))
+    assert [what for (what,) in lives if what != "exec"] == ["start", "exit", "start", "exit"]
+
+
+POOL = """
+import os
+from concurrent.futures import ThreadPoolExecutor
+def work(n):
+    os.pwrite(fd, bytes(1000 + n), n)
+fd = os.open("out", os.O_CREAT | os.O_WRONLY)
+with ThreadPoolExecutor(5) as pool:
+    list(pool.map(work, range(31)))
+"""
+
+
+def test_a_pool_of_threads(traced_run: TracedRun) -> None:
+    trace = traced_python(traced_run, POOL)
+    where = on(traced_run, "out") + " AND name = 'pwrite64'"
+    assert sorted(trace.calls("pos, ret", where)) == [(n, 1000 + n) for n in range(31)]
+    assert len(trace.sql(f"SELECT DISTINCT pid FROM calls WHERE {where}")) == 1
+    assert trace.sql(f"SELECT count(*) FROM calls WHERE tid = pid AND {where}") == [(0,)]

@@ -243,7 +243,7 @@ def site_for(user: pwd.struct_passwd) -> Iterator[TracedRun]:
         shutil.rmtree(root)
 
 
-def wait_until(true: Any, what: str, timeout_s: float = 10.0) -> None:
+def wait_until(true: Any, what: str, timeout_s: float = 30.0) -> None:
     """Wait for ``true()``."""
     deadline = time.monotonic() + timeout_s
     while not true():

@@ -126,6 +126,12 @@ def test_the_examples_are_good(path: Path) -> None:
             "did you mean 'regex'?",
         ),
         (
+            "probe: uprobe",
+            "prob: uprobe",
+            "c.yaml:12: capture_probes[1].prob: unknown key",
+            "did you mean 'probe'?",
+        ),
+        (
             "lifetime",
             "lifetimes",
             "c.yaml:2: lifetimes: unknown key",

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pwd
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,16 @@ def test_a_client_library_that_others_can_change_fails(tmp_path: Path) -> None:
     assert_failed(checks.client_library(config), found="change it", remedy=f"chmod go-w {path}")
 
 
+def test_an_environment_whose_python_is_roots_own_fails(tmp_path: Path) -> None:
+    assert checks.commands().ok
+    tmp_path.chmod(0o755)
+    (tmp_path / "home").mkdir(mode=0o700)
+    shutil.copy("/bin/true", tmp_path / "home" / "python")
+    (tmp_path / "python").symlink_to("home/python")
+    check = checks.commands(tmp_path / "python")
+    assert_failed(check, found=f"it is {tmp_path}/home/python", remedy="/usr/bin/python3")
+
+
 def test_a_run_directory_that_others_can_write_fails(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     directory.mkdir()
@@ -206,7 +217,7 @@ def test_no_signing_service_is_no_failure_unless_this_host_has_its_key(tmp_path:
 def test_every_check_is_json(tmp_path: Path) -> None:
     code, document = as_json()
     names = [check["name"] for check in document["checks"]]
-    assert len(names) == len(set(names)) == 22
+    assert len(names) == len(set(names)) == 23
     assert code == (1 if document["failed"] else 0)
     assert {tuple(check) for check in document["checks"]} == {("name", "ok", "found", "remedy")}
     assert msgspec.json.decode(json.dumps(document))

@@ -236,3 +236,9 @@ def test_damaged_files_lead_to_one_line(
         assert "\n" not in error.message
     else:
         assert all(0 <= f.offset < cut for f in found.functions)
+
+
+def test_a_path_that_is_nearly_right_is_hinted_at(library: Path) -> None:
+    with pytest.raises(BadInputError, match="No such file") as raised:
+        find(library.with_name("liblaed.so"), ".*")
+    assert raised.value.hint == f"did you mean '{library}'?"

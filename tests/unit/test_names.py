@@ -8,7 +8,8 @@ import struct
 import subprocess
 from pathlib import Path
 
-from datacrumbs.trace.schema import EVENT_DTYPE, FILES, PEERS, PROCESSES, arrow_schema
+from datacrumbs.probes.model import Argument, ArgumentType
+from datacrumbs.trace.schema import ARGUMENTS, EVENT_DTYPE, FILES, PEERS, PROCESSES, arrow_schema
 from datacrumbs.tracer import layout
 from datacrumbs.tracer.names import Names, join, shown
 
@@ -96,6 +97,27 @@ def test_processes_and_peers() -> None:
     assert rows(names, PEERS) == [{"ts": 4, "tid": 10, "file": 6, "fd": 3, "offset": 99}]
 
 
+def test_arguments_by_name() -> None:
+    kept = [
+        Argument(name="count", index=2, type=ArgumentType.UINT, bytes=4),
+        Argument(name="delta", index=1, bytes=2),
+        Argument(name="path", index=0, type=ArgumentType.STRING, bytes=64),
+        Argument(name="gone", index=3, type=ArgumentType.BYTES, bytes=8),
+    ]
+    parts = [struct.pack("=qq", 8, 0xDEADBEEF_FFFFFFFF - 2**64), struct.pack("=qq", 8, 0xFFFE)]
+    text = b"".join([*parts, struct.pack("=q", 5), b"/a/\xff\xc3...", struct.pack("=q", -1)])
+    names = Names(max_files=10, kept={7: kept})
+    names.add([record(layout.Record.ARGUMENTS, text, ts=5, what=7, pid=12)])
+    found = rows(names, ARGUMENTS)
+    assert {(row["ts"], row["tid"], row["func"]) for row in found} == {(5, 12, 7)}
+    assert [(row["name"], row["value"], row["text"]) for row in found] == [
+        ("count", 0xFFFFFFFF, None),
+        ("delta", -2, None),
+        ("path", None, "/a/\\xff\\xc3"),
+        ("gone", None, None),
+    ]
+
+
 def test_bytes_that_are_not_utf8_are_kept() -> None:
     assert shown(b"/a\xff") == ("/a\\xff", b"/a\xff")
     assert shown("/ä".encode()) == ("/ä", None)
@@ -113,7 +135,9 @@ def test_python_and_c_agree_on_every_size_and_offset(tmp_path: Path) -> None:
         " sizeof(struct dc_config), sizeof(struct dc_counters), sizeof(struct dc_event));\n"
         'printf("%zu %zu %zu %zu\\n", offsetof(struct dc_string, text),'
         " offsetof(struct dc_string, pid), offsetof(struct dc_config, uid),"
-        " offsetof(struct dc_event, func));}\n"
+        " offsetof(struct dc_event, func));\n"
+        'printf("%zu %zu %zu %d %d", sizeof(struct dc_arguments), sizeof(struct dc_place),'
+        " offsetof(struct dc_operand, value), DC_BYTES, DC_ARGUMENTS_RECORD);}\n"
     )
     binary = tmp_path / "sizes"
     subprocess.run(["gcc", "-o", binary, program], check=True)
@@ -130,6 +154,11 @@ def test_python_and_c_agree_on_every_size_and_offset(tmp_path: Path) -> None:
         struct.calcsize("=IIqQQQIIII"),
         layout.Config.uid.offset,
         EVENT_DTYPE.fields["func"][1] if EVENT_DTYPE.fields else None,
+        ctypes.sizeof(layout.Arguments),
+        ctypes.sizeof(layout.Place),
+        layout.Operand.value.offset,
+        layout.ARGUMENT_TYPES.index("bytes"),
+        layout.Record.ARGUMENTS,
     ]
     assert [int(word) for word in said] == expected
     assert EVENT_DTYPE.itemsize == layout.EVENT_BYTES

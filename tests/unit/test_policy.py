@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from datacrumbs.config import Policy
 from datacrumbs.errors import UserError
+from datacrumbs.probes import elf_functions
 from datacrumbs.probes.elf_functions import function_starts
 from datacrumbs.probes.elf_identity import NotElfError, elf_identity
 from datacrumbs.probes.model import Layer, ProbeList, SyscallLayer, UserFunction, UserLayer
@@ -395,3 +396,25 @@ def test_absurd_program_headers_are_refused(fields: tuple[int, int, int]) -> Non
         file.flush()
         with pytest.raises(NotElfError):
             elf_identity(file.fileno())
+
+
+def test_many_headers_of_one_symbol_table_do_not_multiply_the_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(elf_functions, "TABLE_BYTES_MAX", 100_000)
+    header, table = struct.Struct("<IIQQQQIIQQ"), bytes(60_000)
+    for count, refused in ((1, False), (2, True)):
+        data = bytearray(64)
+        data[:6] = b"\x7fELF\x02\x01"
+        struct.pack_into("<Q", data, 40, 64)
+        struct.pack_into("<HH", data, 58, header.size, count)
+        at = 64 + count * header.size
+        data += header.pack(0, 2, 0, 0, at, len(table), 0, 0, 0, 24) * count + table
+        with tempfile.TemporaryFile() as file:
+            file.write(data)
+            file.flush()
+            if refused:
+                with pytest.raises(NotElfError, match="symbol tables of more than 100000 bytes"):
+                    function_starts(file.fileno())
+            else:
+                assert function_starts(file.fileno()) == frozenset()

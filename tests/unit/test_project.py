@@ -126,6 +126,25 @@ def test_units_and_examples_are_installed(source: str, destination: str) -> None
         assert os.access(installed, os.X_OK) == os.access(file, os.X_OK)
 
 
+def test_systemd_takes_the_units(tmp_path: Path) -> None:
+    units = sorted((PREFIX / "lib/systemd/system").glob("datacrumbs*"))
+    assert len(units) >= 3
+    for unit in units:
+        # where systemd looks for commands is not where this environment has them
+        text = unit.read_text().replace("ExecStart=", f"ExecStart={PREFIX}/bin/")
+        (tmp_path / unit.name).write_text(text)
+    names = [unit.name.replace("@.", "@run.") for unit in units]
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *names],
+        cwd=tmp_path,
+        env=os.environ | {"SYSTEMD_UNIT_PATH": f"{tmp_path}:"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_bpf_object_has_types_and_no_debug_sections() -> None:
     path = Path(datacrumbs.__file__).parent / "tracer" / "datacrumbs.bpf.o"
     sections = subprocess.run(

@@ -167,7 +167,7 @@ def _payload(asker: User, **changes: Any) -> bytes:
     return model.encode(msgspec.structs.replace(probes, **changes))
 
 
-def _wait(condition: Callable[[], bool], limit_s: float = 10) -> None:
+def _wait(condition: Callable[[], bool], limit_s: float = 30) -> None:
     end = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < end, "waited too long"
@@ -306,19 +306,24 @@ def test_a_client_that_is_gone_is_recorded(service: Service) -> None:
     assert {line["decision"] for line in service.audit()} == {"refused"}
 
 
-def test_slow_clients_are_told_and_disturb_nobody(service: Service, ordinary_user: User) -> None:
+def test_slow_clients_are_told_and_disturb_nobody(
+    make: Callable[..., Service], ordinary_user: User
+) -> None:
+    limit_s = 4.0
+    service = make(timeout_s=limit_s)
+    service.start()
     slow = [socket.socket(socket.AF_UNIX) for _ in range(20)]
     began = time.monotonic()
     for connection in slow:
         connection.connect(str(service.socket))
         connection.sendall(b"\0\0")
     assert service.works(ordinary_user)
-    assert time.monotonic() - began < TIMEOUT_S
+    assert time.monotonic() - began < limit_s
     for connection in slow:
         reply = _decoded(connection.recv(1 << 16))
         assert reply["error"] == "too slow: not done within signing.timeout_s"
         connection.close()
-    assert TIMEOUT_S * 0.9 < time.monotonic() - began < TIMEOUT_S + 3
+    assert limit_s * 0.9 < time.monotonic() - began < limit_s + 10
     _wait(lambda: not service.workers())
 
 
@@ -327,7 +332,7 @@ def test_a_client_that_trickles_is_cut_off(service: Service) -> None:
         connection.connect(str(service.socket))
         connection.sendall((1000).to_bytes(4, "big"))
         began, ready = time.monotonic(), False
-        while not ready and time.monotonic() - began < TIMEOUT_S + 3:
+        while not ready and time.monotonic() - began < TIMEOUT_S + 10:
             connection.sendall(b"x")
             ready = bool(select.select([connection], [], [], 0.1)[0])
         assert _decoded(connection.recv(1 << 16))["error"].startswith("too slow")
@@ -336,7 +341,7 @@ def test_a_client_that_trickles_is_cut_off(service: Service) -> None:
 def test_a_client_that_does_not_read_is_killed_off(
     make: Callable[..., Service], ordinary_user: User, tmp_path: Path
 ) -> None:
-    service = make(timeout_s=0.5)
+    service = make(timeout_s=2)
     service.start()
     functions = [f"f{n}" for n in range(60_000)]  # a reply that no socket buffer holds
     payload = _payload(ordinary_user, layers=[model.SyscallLayer(name="sys", functions=functions)])
@@ -493,10 +498,12 @@ def test_stopping_finishes_what_is_under_way(service: Service, ordinary_user: Us
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopping_idle_is_quick(service: Service, number: int) -> None:
+def test_stopping_idle_is_quick(make: Callable[..., Service], number: int) -> None:
+    service = make(timeout_s=60)  # what it would wait for a client
+    service.start()
     began = time.monotonic()
     assert service.stop(number) == 0
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 15
     assert not service.socket.exists()
 
 

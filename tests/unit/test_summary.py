@@ -293,6 +293,8 @@ def test_why_a_trace_is_empty(tmp_path: Path) -> None:
     notes = {
         name: " ".join(summarise(open_trace(tmp_path / name)).notes) for name in ("a", "b", "c")
     }
+    write_host(tmp_path / "young", [], functions=(), processes=(), state=State.RUNNING)
+    assert summarise(open_trace(tmp_path / "young")).notes == []
     assert "No function was attached" in notes["a"]
     assert "datacrumbs_wrap" in notes["b"]
     assert "called none of the 10 traced functions" in notes["c"]

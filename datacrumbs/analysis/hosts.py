@@ -1,0 +1,104 @@
+"""The hosts of a run beside each other: their clocks, and who is missing.
+
+Times of different hosts are compared on CLOCK_REALTIME, which each host's clock pairs
+(``run.json``) lead to from its own monotonic clock. How far that can be trusted is the
+residual of each host's pairs; how well the hosts' real-time clocks agree (NTP, PTP) no trace
+can tell.
+
+Which hosts a run had: ``run.json`` says in ``nodes`` if the run's job named them. Without that
+only hosts that left something behind are known, and one that left nothing is not missed.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from datacrumbs.trace.clocks import RealtimeClock
+from datacrumbs.trace.reader import HostTrace, Trace
+from datacrumbs.trace.runfile import State
+
+_TOLERABLE_NS = 10_000_000
+
+
+class HostFacts(Struct, frozen=True, kw_only=True):
+    """One host of a run. ``clock_residual_ns`` is the error to expect of its times.
+
+    None: it left no clock pairs, so that its times cannot be compared with other hosts'. With
+    fewer than three pairs the residual is not known either, and 0.
+    """
+
+    host: str
+    state: State
+    events: int
+    lost: int
+    clock_pairs: int
+    clock_residual_ns: int | None
+    started_ns: int | None
+    stopped_ns: int | None
+
+
+def clock_of(host: HostTrace) -> RealtimeClock | None:
+    """From the host's ``ts`` to nanoseconds since 1970; None without clock pairs."""
+    return RealtimeClock(host.run.clocks) if host.run and host.run.clocks else None
+
+
+def host_facts(host: HostTrace, events: int) -> HostFacts:
+    """What is known of ``host``, of which ``events`` are in the trace."""
+    clock, run = clock_of(host), host.run
+    return HostFacts(
+        host=host.host,
+        state=host.state,
+        events=events,
+        lost=run.counts.lost if run else 0,
+        clock_pairs=len(run.clocks) if run else 0,
+        clock_residual_ns=clock.residual_ns() if clock else None,
+        started_ns=run.started_ns if run else None,
+        stopped_ns=run.stopped_ns if run else None,
+    )
+
+
+def missing_hosts(trace: Trace) -> list[str]:
+    """Hosts of the run's job that left nothing in the trace, by name.
+
+    A host may be known by its short and by its full name; the short ones are compared.
+    """
+    named = [node for host in trace.hosts if host.run for node in host.run.nodes]
+    there = {_short(host.host) for host in trace.hosts}
+    return sorted({node for node in named if _short(node) not in there})
+
+
+def host_notes(trace: Trace, facts: list[HostFacts]) -> list[str]:
+    """What the reader should know about the hosts, in whole sentences."""
+    notes = []
+    if missing := missing_hosts(trace):
+        notes.append(f"Nothing here from {_listed(missing)}, which the job ran on too.")
+    if cut := [host.host for host in facts if host.state is State.CUT_OFF]:
+        notes.append(f"Cut off: {_listed(cut)}; what happened last there is not in the trace.")
+    if len(facts) > 1:
+        notes += _clock_notes(facts)
+    return notes
+
+
+def _clock_notes(facts: list[HostFacts]) -> list[str]:
+    notes = []
+    if lone := [host.host for host in facts if host.clock_residual_ns is None]:
+        notes.append(
+            f"No clock pairs from {_listed(lone)}: times of day there are not known, "
+            "durations are good."
+        )
+    worst = max(facts, key=lambda host: host.clock_residual_ns or 0)
+    if (worst.clock_residual_ns or 0) > _TOLERABLE_NS:
+        notes.append(
+            f"The clock of {worst.host} was set during the run: its times of day are up to "
+            f"{(worst.clock_residual_ns or 0) // 1_000_000} ms off, durations are good."
+        )
+    return notes
+
+
+def _short(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _listed(names: list[str], most: int = 5) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more hosts"

@@ -1,0 +1,116 @@
+"""Findings of `datacrumbs.analysis.explanation` as sentences with their numbers."""
+
+from __future__ import annotations
+
+from datacrumbs.analysis.causes import MEANING, Cause
+from datacrumbs.analysis.explanation import Explained, Finding, Variation
+from datacrumbs.units import human_bytes, human_count, human_ns, human_share
+
+_EVER = 0.999
+
+
+def sentence(finding: Finding) -> str:
+    """``finding`` as one or two sentences for people."""
+    match finding.kind:
+        case "inside":
+            return _inside(finding)
+        case "own":
+            return (
+                f"{_of_the_difference(finding)} is time in {finding.name} itself, in none of the "
+                f"calls traced inside it: {_times(finding)}. Tracing the layers below it would "
+                "tell more."
+            )
+        case "later":
+            return (
+                f"Meanwhile the kernel worked on the same file: {finding.name} "
+                f"({finding.layer}) went on for {human_ns(finding.slow_ns)} of a slow call and "
+                f"{human_ns(finding.fast_ns)} of a fast one, beside {_occurrence(finding)}."
+            )
+        case "size":
+            return (
+                f"Slow calls are {finding.name}: {human_bytes(finding.slow_bytes)} or more in the "
+                f"middle one, against {human_bytes(finding.fast_bytes)} of the fast ones."
+            )
+        case "trait":
+            return f"{_TRAITS[finding.name]}: {_both(finding)}."
+        case _:
+            return f"{_PLACES[finding.kind]} {finding.name}: {_both(finding)}."
+
+
+def split_sentence(explained: Explained, variation: Variation) -> str:
+    """Which calls are called fast and slow, and what the slow ones cost."""
+    fast, slow = variation.fast, variation.slow
+    how = {"groups": "Two groups", "tenths": "No two groups; the slowest against the faster half"}
+    return (
+        f"{how[variation.split]}: {human_count(slow.count)} slow calls of "
+        f"{_range(slow.from_ns, slow.to_ns)} (mean {human_ns(slow.mean_ns)}) and "
+        f"{human_count(fast.count)} fast ones of {_range(fast.from_ns, fast.to_ns)} (mean "
+        f"{human_ns(fast.mean_ns)}). Were the slow as fast, {explained.name} would take "
+        f"{human_ns(max(0, variation.excess_ns))} less, "
+        f"{human_share(max(0.0, variation.excess_share))} of its time."
+    )
+
+
+_TRAITS = {
+    "unaligned": "Offset or size is no multiple of 4 KiB",
+    "aligned": "Offset and size are multiples of 4 KiB",
+    "failed": "The call returned an error",
+    "returned": "The call did not fail",
+    "short": "Less was moved than asked for",
+    "full": "All that was asked for was moved",
+    "first touch": "The first call of the run on that part of the file",
+    "touched": "Not the first call of the run on that part of the file",
+    "shared file": "Other calls on the same file were under way when it began",
+    "alone on the file": "No other call on the same file was under way",
+    "busy host": "Other calls were under way on the host when it began",
+    "alone on the host": "No other call was under way on the host",
+}
+_PLACES = {"file": "On file", "process": "By process", "host": "On host"}
+
+
+def _inside(finding: Finding) -> str:
+    meaning = MEANING[Cause(finding.cause)]
+    what = f"{finding.name} ({finding.layer})"
+    way = f", called in {' > '.join(finding.via)}" if finding.via else ""
+    start = f"{_of_the_difference(finding)} is "
+    start += f"{meaning}. {what}" if meaning else f"time in {what}"
+    text = f"{start}{way}: {_times(finding)}"
+    if finding.slow_share >= _EVER and finding.fast_share >= _EVER:
+        return f"{text}{_counts(finding)}."
+    return f"{text}; it occurs in {_occurrence(finding)}{_counts(finding)}."
+
+
+def _of_the_difference(finding: Finding) -> str:
+    return f"{human_share(min(finding.share, 1.0))} of the difference"
+
+
+def _times(finding: Finding) -> str:
+    fast = human_ns(finding.fast_ns) if finding.fast_ns else "no time"
+    return f"{human_ns(finding.slow_ns)} in a slow call, {fast} in a fast one"
+
+
+def _occurrence(finding: Finding) -> str:
+    return f"{_calls(finding.slow_share)} slow and {_calls(finding.fast_share)} fast calls"
+
+
+def _calls(share: float) -> str:
+    if share >= _EVER:
+        return "all"
+    return f"{human_share(share)} of the" if share > 0 else "none of the"
+
+
+def _counts(finding: Finding) -> str:
+    if max(finding.slow_count, finding.fast_count) < 2:
+        return ""
+    return f"; {finding.slow_count:.3g} times a call, {finding.fast_count:.3g} in the fast ones"
+
+
+def _both(finding: Finding) -> str:
+    return (
+        f"{human_share(finding.slow_share)} of the slow calls, "
+        f"{human_share(finding.fast_share)} of the fast"
+    )
+
+
+def _range(from_ns: int, to_ns: int) -> str:
+    return human_ns(from_ns) if from_ns == to_ns else f"{human_ns(from_ns)} to {human_ns(to_ns)}"
