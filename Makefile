@@ -24,7 +24,8 @@ endif
 # Running: libbpf1. The rest is what tests run, trace or check with.
 PACKAGES := clang llvm bpftool libbpf-dev libbpf1 gcc g++ libc6-dev python3 python3-venv \
 	e2fsprogs fio git groff-base iproute2 libcap2-bin libseccomp2 musl-tools patchelf \
-	sqlite3 strace systemd systemtap-sdt-dev tar time util-linux
+	sqlite3 strace systemd systemtap-sdt-dev tar time util-linux \
+	busybox-static cpio kmod qemu-system-x86 xfsprogs xz-utils zstd
 BENCH_PACKAGES := bpftrace linux-perf
 
 export PIP_ROOT_USER_ACTION := ignore
@@ -95,7 +96,7 @@ lint: setup ## Check style and types
 
 .PHONY: test
 test: lint $(VENV)/dfanalyzer/.installed ## All tests that this machine can run (root, BPF); a skipped test is a failure
-	$(run) -m pytest --no-skips tests/unit tests/kernel
+	$(run) -m pytest --no-skips tests/unit tests/kernel tests/vm
 
 .PHONY: demo
 demo: setup ## Trace a small program from the probe file to the report

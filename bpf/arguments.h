@@ -32,8 +32,9 @@ static __always_inline long read_argument(char *to, __u32 bytes, __u16 type, __u
 	long n;
 
 	if (type == DC_STRING) {
-		n = user ? bpf_probe_read_user_str(to, bytes, (void *)from)
-			 : bpf_probe_read_kernel_str(to, bytes, (void *)from);
+		n = user ? -1 : bpf_probe_read_kernel_str(to, bytes, (void *)from);
+		if (n < 0) /* a function of the kernel may have it from the program */
+			n = bpf_probe_read_user_str(to, bytes, (void *)from);
 		return n - 1; /* without NUL */
 	}
 	n = user ? bpf_probe_read_user(to, bytes, (void *)from)
@@ -57,7 +58,9 @@ __noinline int send_arguments(struct dc_task *self, __u32 func, __s64 ts, __u32 
 		__s64 length = sizeof(__u64);
 
 		if (one->type == DC_INT || one->type == DC_UINT) {
-			*(__u64 *)(to + 8) = values[one->index & 7];
+			__u64 value = values[one->index & 7];
+			/* addresses of the kernel are not shown to users */
+			*(__u64 *)(to + 8) = user || (__s64)value >= -4095 ? value : 0;
 		} else {
 			if (!bytes || bytes > DC_ARGUMENT_MAX)
 				bytes = DC_ARGUMENT_MAX;

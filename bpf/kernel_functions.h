@@ -151,6 +151,7 @@ static __always_inline struct frame *enclosing(struct task_struct *task)
 
 /* What is known of a call at its entry. */
 struct found {
+	struct dc_task *self; /* 0: a kernel thread's call */
 	__u64 file;
 	__s64 offset, size, call;
 	__s32 pid, tid;
@@ -222,9 +223,23 @@ static __always_inline bool find(struct found *found, struct task_struct *task,
 	if (!(self ? find_own(found, self, &subject)
 		   : find_async(found, task, function, &subject)))
 		return false;
+	found->self = self;
 	found->offset = subject.offset;
 	found->size = subject.size;
 	return true;
+}
+
+static __always_inline __u32 keep(struct dc_task *self, struct task_struct *task,
+				  const struct arguments *arguments, __u16 func, __s64 ts)
+{
+	__u64 *values = argument_values(task);
+
+	if (!values)
+		return 0;
+	for (int i = 0; i < 6; i++)
+		values[i] = arguments->value[i];
+	send_arguments(self, func, ts, false);
+	return DC_HAS_ARGUMENTS;
 }
 
 static __always_inline bool begin(struct task_struct *task, const struct arguments *arguments,
@@ -246,6 +261,8 @@ static __always_inline bool begin(struct task_struct *task, const struct argumen
 	frame->flags = found.flags;
 	frame->func = func;
 	frame->ts = bpf_ktime_get_ns();
+	if (found.self && (function->how & DC_KEEPS))
+		frame->flags |= keep(found.self, task, arguments, func, frame->ts);
 	return true;
 }
 

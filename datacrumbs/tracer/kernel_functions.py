@@ -16,8 +16,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from datacrumbs.errors import UserError
-from datacrumbs.probes.model import KernelFunction, KernelLayer
-from datacrumbs.tracer import points
+from datacrumbs.probes.model import ArgumentType, KernelFunction, KernelLayer
+from datacrumbs.tracer import layout, points
 from datacrumbs.tracer.kernel_roles import NO_ROLES, op_of, roles_of
 from datacrumbs.tracer.kernel_types import KernelTypes, kernel_types
 from datacrumbs.tracer.libbpf import Object, try_kprobe, try_kprobe_link
@@ -84,6 +84,9 @@ class KernelProbes:
     )
     dirt_event: str | None = None
     slots: int = 0
+    taken: dict[str, str] = field(default_factory=dict)
+    """Functions and tracepoints in use, and the name that uses each. Two numbers for one function
+    would end in the order in which they began, which is no nesting."""
 
     def programs(self) -> set[str]:
         """The BPF programs that are needed; the others of this concern are not loaded."""
@@ -124,19 +127,30 @@ def _plan_layer(layer: KernelLayer, plan: Plan, probes: KernelProbes, types: Ker
     functions: list[Numbered] = []
     used: list[points.Used] = []
     for function in layer.functions:
-        if probes.mechanism is not Mechanism.NONE and not points.is_point(function.name):
-            functions.append((_plan_function(layer, function, plan, types), function.name))
-            continue
-        found = points.find(function.name, types)
-        if isinstance(found, str):
-            plan.skipped.append((layer.name, function.name, found))
-        elif probes.slots + len(found.events) > points.SLOTS:
-            reason = f"more than {points.SLOTS} tracepoints"
-            plan.skipped.append((layer.name, function.name, reason))
-        else:
+        name = function.name
+        probed = probes.mechanism is not Mechanism.NONE and not points.is_point(name)
+        found = None if probed else points.find(name, types)
+        if reason := _refused(name, found, probes):
+            plan.skipped.append((layer.name, name, reason))
+        elif isinstance(found, points.Found):
             used.append(points.fill(layer, found, plan, probes.slots))
             probes.slots += len(found.events)
+        else:
+            functions.append((_plan_function(layer, function, plan, types), name))
     probes.layers.append((layer, functions, used))
+
+
+def _refused(name: str, found: points.Found | str | None, probes: KernelProbes) -> str:
+    """Why a function is not traced; empty if it is, and then what it needs is taken."""
+    if isinstance(found, str):
+        return found
+    needs = [event for event, *_ in found.events] if found else [f"function {name}"]
+    if other := next((probes.taken[need] for need in needs if need in probes.taken), ""):
+        return "already traced" if other == name else f"already traced, as {other}"
+    if found and probes.slots + len(needs) > points.SLOTS:
+        return f"more than {points.SLOTS} tracepoints"
+    probes.taken |= dict.fromkeys(needs, name)
+    return ""
 
 
 def _plan_function(
@@ -146,9 +160,15 @@ def _plan_function(
     prototype = found[0] if found else None
     # the compiler may have moved or dropped arguments of a clone (foo.isra.0, foo.constprop.0)
     reshaped = "." in function.name
-    func = plan.add(layer, function.name, "kernel", op_of(function.name, prototype))
+    op = op_of(function.name, prototype)
+    kept = [] if reshaped else [a for a in function.arguments if a.type is not ArgumentType.BYTES]
+    func = plan.add(layer, function.name, "kernel", op, arguments=kept)
     roles = roles_of(*found) if found and not reshaped else NO_ROLES
     roles.fill(plan.config.functions[func])
+    plan.config.functions[func].how |= layout.KEEPS if kept else 0
+    if len(kept) < len(function.arguments):
+        why = "the compiler may have moved them" if reshaped else "bytes of the kernel's memory"
+        plan.skipped.append((layer.name, f"{function.name}: arguments", why))
     return func
 
 

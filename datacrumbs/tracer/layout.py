@@ -73,7 +73,7 @@ class Subject(IntEnum):
     JOURNAL = 13
 
 
-OFFSET_POINTER, SIZE_ITER, OFFSET_PAGES, SIZE_32 = 1, 2, 4, 8
+OFFSET_POINTER, SIZE_ITER, OFFSET_PAGES, SIZE_32, KEEPS = 1, 2, 4, 8, 16
 """``how`` of a function: what its arguments ``offset`` and ``size`` are."""
 
 

@@ -22,6 +22,8 @@ from vm.kernels import Kernel, pack
 VIRTIOFSD = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
 MEMORY_MB = 1536
 START_S = 10.0
+KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check"
+"""A busy host misses ticks of an emulated timer, which old kernels take for broken hardware."""
 TCG = "tcg,thread=multi,tb-size=512"
 
 
@@ -112,7 +114,7 @@ def _boot(work: Path, kernel: Kernel, timeout_s: float) -> int | None:
         *("-machine", "q35,memory-backend=mem", "-object", memory, "-m", f"{MEMORY_MB}M"),
         *("-accel", os.environ.get("DATACRUMBS_VM_ACCEL") or TCG, "-cpu", "max", "-smp", "2"),
         *("-kernel", str(kernel.image), "-initrd", str(work / "initrd")),
-        *("-append", "console=ttyS0 quiet panic=-1 mitigations=off"),
+        *("-append", KERNEL_ARGUMENTS),
         *("-serial", f"file:{work / 'console'}", "-device", "virtio-serial-pci"),
     ]
     for port in ("out", "rc"):

@@ -36,7 +36,7 @@ def test_the_first_mechanism_is_the_one_the_kernel_offers(booted: Booted) -> Non
         found = {(m["kind"], m["mechanism"]): m["functions"] for m in run.info()["mechanisms"]}
         assert found["syscalls", "tp_btf"] > 100
         if mechanism != NONE:
-            assert found["kprobe", mechanism] == len(FUNCTIONS)
+            assert found["kprobe", mechanism] == len(FUNCTIONS) + 1
             assert found["kprobe", NONE] == len(POINTS)
 
 
@@ -106,9 +106,19 @@ def test_work_of_kernel_threads_is_linked_to_who_dirtied_the_file(booted: Booted
         assert rows and set(rows) == {(ASYNC, pid)}, mechanism
 
 
+def test_arguments_are_kept_but_no_address_of_the_kernel(booted: Booted) -> None:
+    for mechanism, trace in traces(booted):
+        rows = trace.sql(
+            "SELECT a.name, a.value, count(*) FROM arguments a JOIN events e USING (ts, tid, func) "
+            "WHERE e.flags & 8 > 0 GROUP BY ALL ORDER BY a.name"
+        )
+        assert rows == [("count", BYTES, 3 * WRITES), ("file", 0, 3 * WRITES)], mechanism
+
+
 def test_functions_that_cannot_be_probed_are_named_and_the_rest_goes_on(booted: Booted) -> None:
     for mechanism, run in booted.runs.items():
-        skipped = {row["name"]: row["reason"] for row in run.info()["skipped"]}
+        rows = [row for row in run.info()["skipped"] if row["layer"] == "kernel"]
+        skipped = {row["name"]: row["reason"] for row in rows}
         if mechanism != NONE:
             assert set(skipped) == MISSING
             assert skipped["no_such_function"] == "this kernel has no such function"
