@@ -32,9 +32,8 @@ static __always_inline long read_argument(char *to, __u32 bytes, __u16 type, __u
 	long n;
 
 	if (type == DC_STRING) {
-		n = user ? -1 : bpf_probe_read_kernel_str(to, bytes, (void *)from);
-		if (n < 0) /* a function of the kernel may have it from the program */
-			n = bpf_probe_read_user_str(to, bytes, (void *)from);
+		n = user ? bpf_probe_read_user_str(to, bytes, (void *)from)
+			 : bpf_probe_read_kernel_str(to, bytes, (void *)from);
 		return n - 1; /* without NUL */
 	}
 	n = user ? bpf_probe_read_user(to, bytes, (void *)from)

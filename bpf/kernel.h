@@ -228,6 +228,7 @@ struct mm_struct {
 	struct uprobes_state uprobes_state;
 };
 struct kernfs_node {
+	const char *name;
 	__u64 id;
 };
 struct cgroup {

@@ -82,7 +82,7 @@ static __always_inline void read_place(struct subject *subject, const struct arg
 			if (bpf_probe_read_kernel(&offset, sizeof(offset), (void *)address))
 				offset = file ? BPF_CORE_READ((struct file *)file, f_pos) : -1;
 		}
-		subject->offset = function->how & DC_OFFSET_PAGES ? offset << PAGE_SHIFT_BASE : offset;
+		subject->offset = function->how & DC_OFFSET_PAGES ? offset << config.page_shift : offset;
 	}
 	if (function->size >= 0) {
 		__u64 size = pick(arguments, function->size);
@@ -387,7 +387,7 @@ static __always_inline void emit_unfinished_kernel(struct task_struct *task)
 			.offset = frame->offset, .size = frame->size, .fd = -1, .func = frame->func,
 			.flags = frame->flags | DC_UNFINISHED, .pid = frame->pid, .tid = frame->tid,
 		};
-		emit(&event);
+		finish_open(&event);
 	}
 	frames->depth = 0;
 }

@@ -4,7 +4,6 @@
  */
 #pragma once
 
-#define PAGE_SHIFT_BASE 12 /* x86-64; arm64 with larger pages counts its pages' index in those */
 #define MAPPING_FLAGS 3UL  /* of page->mapping: anonymous memory, or movable */
 
 struct subject {
@@ -121,7 +120,7 @@ static __always_inline void look_at_page(struct subject *subject, __u64 address)
 		look_at_mapping(subject, (__u64)BPF_CORE_READ((struct page *)head, mapping));
 	}
 	if (subject->inode || subject->dev)
-		subject->offset = index << PAGE_SHIFT_BASE;
+		subject->offset = index << config.page_shift;
 }
 
 static __always_inline void look_at_bio(struct subject *subject, __u64 address)
@@ -201,15 +200,15 @@ __noinline int look_at(struct subject *subject, __u64 address, __u32 kind)
 		break;
 	case DC_OF_FAULT:
 		look_at_file(subject, (__u64)BPF_CORE_READ((struct vm_fault *)address, vma, vm_file));
-		subject->offset = BPF_CORE_READ((struct vm_fault *)address, pgoff) << PAGE_SHIFT_BASE;
+		subject->offset = BPF_CORE_READ((struct vm_fault *)address, pgoff) << config.page_shift;
 		break;
 	case DC_OF_READAHEAD:
 		look_at_mapping(subject,
 				(__u64)BPF_CORE_READ((struct readahead_control *)address, mapping));
 		subject->offset = BPF_CORE_READ((struct readahead_control *)address, _index)
-				  << PAGE_SHIFT_BASE;
+				  << config.page_shift;
 		subject->size = (__u64)BPF_CORE_READ((struct readahead_control *)address, _nr_pages)
-				<< PAGE_SHIFT_BASE;
+				<< config.page_shift;
 		break;
 	case DC_OF_BIO:
 		look_at_bio(subject, address);
@@ -224,13 +223,16 @@ __noinline int look_at(struct subject *subject, __u64 address, __u32 kind)
 	return 0;
 }
 
-/* The id of a block device, which is its own "file". */
-static __always_inline __u64 identify_device(struct dc_task *self, __u32 dev)
+/* The id of a block device, which is its own "file"; it is below no directory. */
+static __always_inline __u64 identify_device(__u32 dev)
 {
-	__u64 id = mix(dev, 0x6465766963650000ULL) | 1;
+	__u64 id = (mix(dev, 0x6465766963650000ULL) & ~UNWANTED) | 1;
 	struct dc_string *record;
+	struct sight sight = {.bits = SENT};
 
-	if (self ? !first_sight(self, id) : bpf_map_lookup_elem(&announced, &id) != 0)
+	if (!wanted(0))
+		return id | UNWANTED;
+	if (bpf_map_lookup_elem(&announced, &id))
 		return id;
 	record = scratch_for(bpf_get_current_task_btf());
 	if (!record)
@@ -245,10 +247,8 @@ static __always_inline __u64 identify_device(struct dc_task *self, __u32 dev)
 	record->mode = 0060000; /* S_IFBLK */
 	record->what = 0;
 	record->fstype[0] = 0;
-	if (send_string(record) && !self) {
-		__u8 yes = 1;
-		bpf_map_update_elem(&announced, &id, &yes, BPF_ANY);
-	}
+	if (send_string(record))
+		bpf_map_update_elem(&announced, &id, &sight, BPF_ANY);
 	return id;
 }
 
@@ -262,12 +262,12 @@ __noinline __u64 identify_subject(struct dc_task *self, struct subject *subject)
 	if (!dentry && inode)
 		dentry = alias_of(inode);
 	if (!dentry)
-		return subject->dev ? identify_device(self, subject->dev) : 0;
+		return subject->dev ? identify_device(subject->dev) : 0;
 	if (!BPF_CORE_READ((struct dentry *)dentry, d_inode))
 		return 0; /* a name that does not exist yet */
 	if (!mnt)
 		mnt = mount_of(inode);
-	return identify_path(self, (struct dentry *)dentry, (struct vfsmount *)mnt);
+	return identify_path(self, (struct dentry *)dentry, (struct vfsmount *)mnt, false);
 }
 
 /* Remember whose data the kernel will have to write. */
@@ -315,7 +315,7 @@ static __always_inline bool whose(struct dirt *dirt, const struct subject *subje
 		return false;
 	*dirt = *found;
 	if (!dirt->file)
-		dirt->file = identify_device(0, subject->dev);
+		dirt->file = identify_device(subject->dev);
 	return true;
 }
 

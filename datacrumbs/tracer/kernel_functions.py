@@ -33,6 +33,9 @@ TRACEABLE = (
     Path("/sys/kernel/tracing/available_filter_functions"),
     Path("/sys/kernel/debug/tracing/available_filter_functions"),
 )
+NUMBERS = (ArgumentType.INT, ArgumentType.UINT)
+"""Arguments that may be kept: what a pointer of the kernel leads to is not for users."""
+
 PROGRAMS = ("kernel_session", "kernel_enter", "kernel_leave")
 Numbered = tuple[int, str]
 
@@ -161,15 +164,22 @@ def _plan_function(
     # the compiler may have moved or dropped arguments of a clone (foo.isra.0, foo.constprop.0)
     reshaped = "." in function.name
     op = op_of(function.name, prototype)
-    kept = [] if reshaped else [a for a in function.arguments if a.type is not ArgumentType.BYTES]
+    kept = [] if reshaped else [a for a in function.arguments if a.type in NUMBERS]
     func = plan.add(layer, function.name, "kernel", op, arguments=kept)
     roles = roles_of(*found) if found and not reshaped else NO_ROLES
     roles.fill(plan.config.functions[func])
-    plan.config.functions[func].how |= layout.KEEPS if kept else 0
+    plan.config.functions[func].how |= layout.KEEPS if func in plan.arguments else 0
     if len(kept) < len(function.arguments):
-        why = "the compiler may have moved them" if reshaped else "bytes of the kernel's memory"
+        why = "the compiler may have moved them" if reshaped else "only numbers are kept"
         plan.skipped.append((layer.name, f"{function.name}: arguments", why))
     return func
+
+
+def prepare_kernel(bpf: Object, plan: Plan) -> KernelProbes:
+    """Plan the kernel layers of the probe list, and load nothing that they do not need."""
+    probes = plan_kernel([x for x in plan.probes.layers if isinstance(x, KernelLayer)], plan)
+    leave_out(bpf, probes)
+    return probes
 
 
 def leave_out(bpf: Object, probes: KernelProbes) -> None:

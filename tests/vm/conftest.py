@@ -20,7 +20,7 @@ from vm.machine import run_in
 from datacrumbs.probes import model
 
 HERE = Path(__file__).parent
-TIMEOUT_S = 280.0
+TIMEOUT_S = 600.0
 SESSION, MULTI, KPROBE, NONE = "kprobe.session", "kprobe.multi", "kprobe", "tracepoint"
 OFFERS = {"6.1": (KPROBE, NONE), "6.12": (SESSION, MULTI, KPROBE), "7": (SESSION, MULTI, KPROBE)}
 """What each kernel has: the first by the daemon's own choice, the others as if there were
@@ -36,10 +36,7 @@ FUNCTIONS = (
 
 WITH_ARGUMENTS = (
     "vfs_write",
-    [
-        model.Argument(name="file", index=0, type=model.ArgumentType.UINT),
-        model.Argument(name="count", index=2, type=model.ArgumentType.UINT),
-    ],
+    [model.Argument(name="count", index=2, type=model.ArgumentType.UINT)],
 )
 POINTS = ("block:block_rq", "ext4:ext4_sync_file")
 MISSING = {"no_such_function", "type_show", "exc_int3"}
