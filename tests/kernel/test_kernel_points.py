@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import pwd
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 from kernel.images import mounted
-from kernel.tracing import Trace, TracedRun, traced_names
+from kernel.tracing import UNFINISHED, Trace, TracedRun, traced_names
 
 from datacrumbs.probes import model
 
@@ -183,6 +184,24 @@ def test_xfs_functions_have_files_though_their_tracepoints_name_the_inode(
         ("xfs:xfs_file_buffered_write", WRITES, BYTES, (WRITES - 1) * BYTES),
         ("xfs:xfs_file_fsync", 1, -1, -1),
     ]
+
+
+def test_calls_whose_end_the_kernel_does_not_tell_are_counted_as_lost(ext4_run: TracedRun) -> None:
+    unbalanced = """
+from datacrumbs.tracer import points
+points.STANDS_FOR["unbalanced"] = ("ext4_da_write_begin", "ext4_unlink_exit")
+from datacrumbs.cli.daemon import main
+main()
+"""
+    program = (sys.executable, "-P", "-c", unbalanced)
+    with ext4_run.daemon(system_calls(), kernel("unbalanced"), program=program):
+        ext4_run.python(
+            "import os\n"
+            "fd = os.open('mnt/out', os.O_CREAT | os.O_WRONLY)\n"
+            "for i in range(5): os.write(fd, bytes(4096))\n"
+        )
+    trace = ext4_run.trace(lost=4)  # the system call after each says that it is over
+    assert trace.calls("flags", "name = 'unbalanced'") == [(UNFINISHED,)]
 
 
 def test_what_has_no_tracepoint_is_named_and_the_rest_goes_on(ext4_run: TracedRun) -> None:

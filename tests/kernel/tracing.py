@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,15 +86,20 @@ class TracedRun:
 
     @contextlib.contextmanager
     def daemon(
-        self, *layers: model.Layer, cgroup: Path | None = None, **probes: Any
+        self,
+        *layers: model.Layer,
+        cgroup: Path | None = None,
+        program: Sequence[str | Path] = (BIN / "datacrumbs",),
+        **probes: Any,
     ) -> Iterator[subprocess.Popen[str]]:
         """A daemon that is ready and, on leaving, has stopped with a complete trace.
 
-        Without ``layers`` it traces system calls. ``probes`` are fields of `model.ProbeList`.
+        Without ``layers`` it traces system calls. ``probes`` are fields of `model.ProbeList`;
+        ``program`` is what is started instead of the installed command.
         """
         select = model.Select.JOB if cgroup else model.Select.PROCESS
         probe_file = self.sign(*(layers or [io_calls(select=select)]), **probes)
-        command = [str(BIN / "datacrumbs"), str(probe_file), RUN_ID]
+        command = [*map(str, program), str(probe_file), RUN_ID]
         command += ["--config", str(self.root / "system.yaml")]
         command += ["--cgroup", str(cgroup)] if cgroup else []
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
