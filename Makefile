@@ -27,7 +27,7 @@ PACKAGES := acl clang llvm bpftool libbpf-dev libbpf1 gcc g++ libc6-dev libslurm
 	libhdf5-openmpi-dev libopenmpi-dev openmpi-bin \
 	debootstrap e2fsprogs fio fuse2fs git groff-base iproute2 libcap2-bin libseccomp2 \
 	musl-tools openssh-client openssh-server patchelf sqlite3 strace systemd systemtap-sdt-dev \
-	tar time util-linux
+	tar time util-linux busybox-static cpio kmod qemu-system-x86 xfsprogs xz-utils zstd
 BENCH_PACKAGES := bpftrace linux-perf
 
 export PIP_ROOT_USER_ACTION := ignore
@@ -104,7 +104,7 @@ images: setup
 
 .PHONY: test
 test: lint images $(VENV)/dfanalyzer/.installed ## All tests that this machine can run (root, BPF); a skipped test is a failure
-	$(run) -m pytest --no-skips tests/unit tests/kernel tests/flux_jobs tests/cluster
+	$(run) -m pytest --no-skips tests/unit tests/kernel tests/vm tests/flux_jobs tests/cluster
 
 .PHONY: demo
 demo: setup ## Trace a small program from the probe file to the report

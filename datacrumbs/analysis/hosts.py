@@ -72,15 +72,15 @@ def host_notes(trace: Trace, facts: list[HostFacts]) -> list[str]:
     notes = []
     if missing := missing_hosts(trace):
         notes.append(f"Nothing here from {_listed(missing)}, which the job ran on too.")
-    if cut := [host.host for host in facts if host.state is State.CUT_OFF]:
-        notes.append(f"Cut off: {_listed(cut)}; what happened last there is not in the trace.")
     if len(facts) > 1:
+        if cut := [host.host for host in facts if host.state is State.CUT_OFF]:
+            notes.append(f"Cut off: {_listed(cut)}; what happened last there is not in the trace.")
         notes += _clock_notes(facts)
     return notes
 
 
 def profile_notes(trace: Trace) -> list[str]:
-    """What an analysis of events leaves out, in a whole sentence."""
+    """What an analysis of events leaves out, in a sentence."""
     profiled = sum(host.run.counts.profiled for host in trace.hosts if host.run)
     if not profiled:
         return []

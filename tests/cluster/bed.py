@@ -201,6 +201,11 @@ class Bed:
             node, "cat", f"/var/log/datacrumbs/datacrumbs_{user}_{job}_{node}.log", user=user
         )
 
+    def runs(self, user: str = "alice") -> set[str]:
+        """The ids of all of a user's runs of which there is a trace."""
+        traces = self.shared / "home" / user / "datacrumbs"
+        return {path.name for path in traces.iterdir()} if traces.exists() else set()
+
     def hosts(self, job: str, user: str = "alice") -> dict[str, Path]:
         """The trace of a run: the directory of each of its hosts."""
         run = self.shared / "home" / user / "datacrumbs" / job
