@@ -86,6 +86,7 @@ int BPF_PROG(on_exit, struct task_struct *task)
 		return 0;
 	emit_unfinished(self);
 	emit_unfinished_usdt(self, bpf_task_storage_get(&usdt_tasks, task, 0, 0));
+	emit_unfinished_kernel(task);
 	if (!task->signal->live.counter)
 		emit_process(self, task, DC_EXIT);
 	return 0;
@@ -129,5 +130,6 @@ int unfinished(struct bpf_iter__task *ctx)
 		emit_unfinished(self);
 		emit_unfinished_usdt(self, bpf_task_storage_get(&usdt_tasks, task, 0, 0));
 	}
+	emit_unfinished_kernel(task);
 	return 0;
 }

@@ -41,7 +41,8 @@ def main(trace: Path, output: str, top: int | None) -> None:
     may be still growing: then the report is of what has happened so far.
 
     Time in I/O counts nested calls of a thread once and leaves out waiting (poll, select,
-    epoll). Files are the first by time and the first by bytes.
+    epoll). Files are the first by time and the first by bytes. Calls of layers in profile mode
+    have no files, access sizes and threads; the report says so.
     """
     from datacrumbs.analysis.summary import summarise
     from datacrumbs.report.json_report import write_json
