@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datacrumbs.analysis.causes import Cause, meaning
+from datacrumbs.analysis.causes import Grade, meaning
 from datacrumbs.analysis.functions import MAX_FUNCTIONS, Flags, Functions
 from datacrumbs.analysis.keys import Index, KeyIndex, KeySums, Numbers, distinct, grow, table
 from datacrumbs.analysis.later import Later
@@ -44,8 +44,8 @@ _THREE = (_FUNC_BITS, _BUCKET_BITS)  # below the first part of a key
 class Context:
     """A function below a target function. ``parent`` is the number of a context, -1: a target.
 
-    ``entry`` is the function that gives the time here its cause: the outermost with a strong
-    one, else the outermost with a weak one below the target, else the function itself.
+    ``entry`` is the function that gives the time here its cause: the outermost with the highest
+    `Grade` below the target, or the function itself if none there has a cause.
     """
 
     parent: int
@@ -336,12 +336,10 @@ class _Unfinished:
 class _Entries:
     """Which function gives a context its cause; contexts by number, as they come."""
 
-    _PLAIN, _WEAK, _STRONG = range(3)
-
     def __init__(self, functions: Functions) -> None:
         self._functions = functions
         self._found: list[Context] = []
-        self._grade: list[int] = []
+        self._grade: list[Grade] = []
         self._entry = np.zeros(0, np.int64)
 
     def of(self, contexts: KeyIndex) -> Numbers:
@@ -358,13 +356,11 @@ class _Entries:
         return self._found
 
     def _add(self, parent: int, func: int) -> None:
-        grade, entry = self._PLAIN, func
+        grade, entry = Grade.PLAIN, func
         if parent >= 0:
             function = self._functions[func]
-            means = meaning(function.name, function.op)
-            if means.cause is not Cause.NONE:
-                grade = self._STRONG if means.strong else self._WEAK
-            if self._grade[parent] >= max(grade, self._WEAK):
+            grade = meaning(function.name, function.op).grade
+            if self._grade[parent] >= max(grade, Grade.WEAK):
                 grade, entry = self._grade[parent], self._found[parent].entry
         self._found.append(Context(parent, func, entry))
         self._grade.append(grade)

@@ -2,16 +2,18 @@
 
 A *strong* cause says why a call took long, whatever is inside it: a journal commit that waits
 for the disk is a journal commit. A *weak* one says what was asked for (fsync), and gives way to
-a strong cause found inside. The first pattern that matches a name counts; patterns are shell
-globs. A function that none matches has the weak cause of its op, if that has one. Names of
-tracepoints count without their group (``jbd2:jbd2_commit``).
+a strong cause found inside. Between them is a *broad* one: it stands over a weak cause around it,
+and gives way to a strong one inside (``ext4_da_write_begin`` may find a page or allocate one). The
+first pattern that matches a name counts; patterns are shell globs. A function that none matches
+has the weak cause of its op, if that has one. Names of tracepoints count without their group
+(``jbd2:jbd2_commit``).
 """
 
 from __future__ import annotations
 
 import fnmatch
 import re
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from functools import cache
 from typing import NamedTuple
 
@@ -44,11 +46,21 @@ class Cause(StrEnum):
     NONE = "none"
 
 
+class Grade(IntEnum):
+    """Which of nested causes counts: the outermost of the strong ones, else of the broad ones,
+    else of the weak ones. `PLAIN`: no cause."""
+
+    PLAIN = 0
+    WEAK = 1
+    BROAD = 2
+    STRONG = 3
+
+
 class Meaning(NamedTuple):
-    """The cause of a function's time, and whether it stands over what is inside."""
+    """The cause of a function's time, and how it stands to those around and inside."""
 
     cause: Cause
-    strong: bool
+    grade: Grade
 
 
 MEANING: dict[Cause, str] = {
@@ -57,7 +69,7 @@ MEANING: dict[Cause, str] = {
     Cause.JOURNAL: "the file system's journal: starting a transaction, or waiting for a commit",
     Cause.RECLAIM: "reclaiming memory before pages could be had",
     Cause.SPACE: "allocating space for the file, or looking up its blocks",
-    Cause.PAGES: "allocating pages of the page cache",
+    Cause.PAGES: "finding or allocating pages of the page cache",
     Cause.CACHE_MISS: "a page cache miss: readahead or reading pages that were not cached",
     Cause.WRITEBACK: "writing dirty pages back, and waiting for that",
     Cause.DIRECT: "direct I/O, past the page cache",
@@ -94,7 +106,7 @@ _STRONG: tuple[tuple[Cause, str], ...] = (
     (Cause.RECLAIM, "*compact_zone* try_to_compact_pages throttle_direct_reclaim"),
     # --- where data goes on disk: block maps, extents, delayed allocation
     (Cause.SPACE, "*get_block* *_map_blocks* *_map_create_blocks* ext4_mb_* ext4_ext_*"),
-    (Cause.SPACE, "ext4_da_reserve* xfs_bmapi_* xfs_bmap_* xfs_alloc_* *iomap_begin*"),
+    (Cause.SPACE, "ext4_da_reserve* xfs_bmapi_* xfs_bmap_* xfs_alloc_*"),
     (Cause.SPACE, "*allocate_block* *allocate_inode* *fallocate* btrfs_reserve_* find_free_extent"),
     (Cause.SPACE, "btrfs_check_data_free_space btrfs_delalloc_reserve* ext4_*alloc*"),
     # --- reading what is not in the page cache. Adding a folio is what a miss does first.
@@ -103,8 +115,7 @@ _STRONG: tuple[tuple[Cause, str], ...] = (
     (Cause.CACHE_MISS, "ra_alloc_folio *readpages* do_async_mmap_readahead"),
     # --- page cache pages: new ones for a write, or for a read that missed
     (Cause.PAGES, "*alloc_folio* *folio_alloc* *alloc_pages* *filemap_add_folio*"),
-    (Cause.PAGES, "*add_to_page_cache* pagecache_get_page __filemap_get_folio"),
-    (Cause.PAGES, "grab_cache_page* *write_begin get_page_from_freelist"),
+    (Cause.PAGES, "*add_to_page_cache* get_page_from_freelist"),
     # --- dirty pages on their way out, in the caller's own time
     (Cause.WRITEBACK, "*writepages* write_cache_pages* filemap_fdatawrite* *write_and_wait*"),
     (Cause.WRITEBACK, "filemap_fdatawait* *filemap_fdatawait* *writeback* wb_* *writepage"),
@@ -130,11 +141,17 @@ _STRONG: tuple[tuple[Cause, str], ...] = (
     (Cause.COPY, "*copy_folio_from_iter* *copy_page_* copy_to_iter* copy_from_iter* _copy_*"),
     (Cause.COPY, "copy_user* memcpy memmove"),
 )
+_BROAD: tuple[tuple[Cause, str], ...] = (
+    # what a write does first, whether or not the page and its block are there
+    (Cause.PAGES, "*write_begin pagecache_get_page __filemap_get_folio grab_cache_page*"),
+    (Cause.SPACE, "*iomap_begin*"),
+)
 _WEAK: tuple[tuple[Cause, str], ...] = (
     (Cause.SYNC, "*fsync* *fdatasync* sync syncfs sync_file_range msync *_sync_file *sync_fs"),
     (Cause.SYNC, "H5Fflush H5Dflush MPI_File_sync ncmpi_sync nc_sync fflush generic_write_sync"),
     (Cause.OPEN, "*_open *_close H5Fcreate* H5Fopen* H5Fclose* MPI_File_open MPI_File_close"),
 )
+_TABLES = {Grade.STRONG: _STRONG, Grade.BROAD: _BROAD, Grade.WEAK: _WEAK}
 _BY_OP = {
     Op.SYNC: Cause.SYNC,
     Op.OPEN: Cause.OPEN,
@@ -151,13 +168,15 @@ _BY_OP = {
 def meaning(name: str, op: Op) -> Meaning:
     """What the time of the function ``name`` is spent on."""
     name = name.rpartition(":")[2]
-    for cause, pattern in _compiled(_STRONG):
-        if pattern.fullmatch(name):
-            return Meaning(cause, cause is not Cause.NONE)
-    for cause, pattern in _compiled(_WEAK):
-        if pattern.fullmatch(name):
-            return Meaning(cause, False)
-    return Meaning(_BY_OP.get(op, Cause.NONE), False)
+    for grade, table in _TABLES.items():
+        for cause, pattern in _compiled(table):
+            if pattern.fullmatch(name):
+                return _graded(cause, grade)
+    return _graded(_BY_OP.get(op, Cause.NONE), Grade.WEAK)
+
+
+def _graded(cause: Cause, grade: Grade) -> Meaning:
+    return Meaning(cause, Grade.PLAIN if cause is Cause.NONE else grade)
 
 
 @cache

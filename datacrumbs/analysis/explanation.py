@@ -89,7 +89,8 @@ class Finding(Struct, frozen=True, kw_only=True):
       and ``fast_ns``: its mean time in a call; ``slow_share``, ``fast_share``: of the calls, in
       how many it occurs; ``slow_count``, ``fast_count``: how often in a call, on average.
     - ``mark``: as ``inside``, for what has a meaning but next to no time of its own, such as a
-      tracepoint: ``share`` is of the variance, and of what no other cause explains.
+      tracepoint: ``share`` is of the variance, and of what no other cause explains. It is in
+      most of the slow calls.
     - ``own``: as ``inside``, for the time of the target in none of the calls traced.
     - ``later``: asynchronous work on the file; times and shares as for ``inside``.
     - ``trait``: ``slow_share`` and ``fast_share`` of the calls have the property ``name``.

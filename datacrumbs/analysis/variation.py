@@ -11,7 +11,7 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from datacrumbs.analysis.causes import Cause, meaning
+from datacrumbs.analysis.causes import Cause, Grade, meaning
 from datacrumbs.analysis.explanation import Finding, Group, Variation
 from datacrumbs.analysis.keys import Numbers
 from datacrumbs.analysis.targets import Key, Path, Target
@@ -31,8 +31,15 @@ LEAST_RATIO = 1.25
 TELLING = 0.03
 """Of what calls did, findings with a smaller share of the difference are left out."""
 
-TELLING_TRAIT = 0.1
-"""Of what calls are, those with a smaller share of the variance."""
+TELLING_VARIANCE = 0.1
+"""Of what calls are, and of marks, those with a smaller share of the variance."""
+
+MOST = 0.5
+"""A mark is in at least this share of the slow calls."""
+
+TOLD_BY_OCCURRENCE = frozenset({Cause.PAGES, Cause.CACHE_MISS})
+"""A page that has to be had costs time elsewhere too. Of other causes, what the function took is
+all there is: a short balance_dirty_pages() did not throttle."""
 
 Chosen = NDArray[np.bool_]
 T = TypeVar("T", bound=Hashable)
@@ -69,8 +76,14 @@ def variation_of(target: Target) -> Variation | None:
     )
 
 
+def _shows(finding: Finding) -> bool:
+    """Whether it says something that slow calls have a cause that took next to no time."""
+    told = not finding.slow_ns or finding.cause in TOLD_BY_OCCURRENCE
+    return told and finding.slow_share >= MOST
+
+
 def _least(kind: str) -> float:
-    return TELLING if kind in ("inside", "own", "later", "mark") else TELLING_TRAIT
+    return TELLING if kind in ("inside", "own", "later") else TELLING_VARIANCE
 
 
 def split_by_length(count: Numbers, time_ns: Numbers) -> Split | None:
@@ -189,12 +202,12 @@ class _Compared:
             fast_share=1.0,
         )
         found = [self._entry(entry, paths, own) for entry, paths in self._by_entry().items()]
-        known = sum(f.share for f, strong in found if strong)
+        known = sum(f.share for f, grade in found if grade > Grade.WEAK)
         yield itself
-        for finding, strong in found:
-            if finding.share >= TELLING or not strong:
+        for finding, grade in found:
+            if finding.share >= TELLING or grade <= Grade.WEAK:
                 yield finding
-            else:
+            elif _shows(finding):
                 yield self._mark(finding, max(0.0, 1.0 - known))
 
     def _by_entry(self) -> dict[Key, list[Path]]:
@@ -206,8 +219,8 @@ class _Compared:
 
     def _entry(
         self, entry: Key, paths: list[Path], own: dict[Path, Numbers]
-    ) -> tuple[Finding, bool]:
-        """What is inside of the function ``entry``, and whether its cause is a strong one."""
+    ) -> tuple[Finding, Grade]:
+        """What is inside of the function ``entry``, and the grade of its cause."""
         contexts = self.target.contexts
         time_ns = np.sum([own[path] for path in paths], axis=0)
         heads = [path for path in paths if path[-1] == entry]
@@ -230,7 +243,7 @@ class _Compared:
             slow_count=slow_count,
             fast_count=fast_count,
         )
-        return finding, meaning(entry.name, contexts[main].op).strong
+        return finding, meaning(entry.name, contexts[main].op).grade
 
     def _mark(self, finding: Finding, rest: float) -> Finding:
         """A cause without time of its own (a tracepoint): how well it tells slow calls.

@@ -48,6 +48,7 @@ STACK: tuple[tuple[str, str, dict[str, str]], ...] = (
             "down_write": "other",
             "page_cache_ra_unbounded": "read",
             "filemap_add_folio": "other",
+            "ext4_da_write_begin": "other",
             "copy_folio_from_iter_atomic": "other",
         },
     ),

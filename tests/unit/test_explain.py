@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -335,6 +336,61 @@ def test_what_a_tracepoint_marks_is_told_though_it_takes_no_time(tmp_path: Path)
         "filemap_add_folio (fs), in vfs_read > ext4_file_read_iter occurs in all slow and none of "
         "the fast calls."
     )
+
+
+def test_a_function_that_took_no_time_to_speak_of_is_not_what_slow_calls_wait_for(
+    tmp_path: Path,
+) -> None:
+    """As a kernel does: all slow writes look whether to throttle, and do not."""
+
+    def slow(at: int) -> Call:
+        return lengthened(in_ext4(at, waits("balance_dirty_pages", 100)))
+
+    variation = one(tmp_path, mixed(5, 90, 30, write_stack, slow)).variation
+    assert variation is not None
+    assert Cause.THROTTLING not in {finding.cause for finding in variation.findings}
+    assert [finding.kind for finding in variation.findings] == ["own"]
+
+
+def test_a_mark_of_few_slow_calls_is_not_told(tmp_path: Path) -> None:
+    """One of three slow reads has what no fast one has: slow calls do not show that."""
+
+    def slow(at: int) -> Call:
+        missed = [waits("filemap_add_folio", 0)] * (next(turn) % 3 == 0)
+        return lengthened(delayed(read_stack(at), 2, *missed))
+
+    turn = itertools.count()
+    variation = one(tmp_path, mixed(6, 90, 30, read_stack, slow)).variation
+    assert variation is not None
+    assert "mark" not in {finding.kind for finding in variation.findings}
+
+
+def test_what_a_write_always_does_gives_way_to_what_only_slow_ones_did(tmp_path: Path) -> None:
+    """Each write looks for its page; slow ones add one and reserve a block for it."""
+
+    def begin(ns: int, *inner: Call) -> Call:
+        call = waits("ext4_da_write_begin", ns + sum(i.dur for i in inner))
+        at = 0
+        for part in inner:
+            call.inner.append(part.moved(at - part.start))
+            at = call.inner[-1].end
+        return call
+
+    def fast(at: int) -> Call:
+        return in_ext4(at, begin(1_000))
+
+    def slow(at: int) -> Call:
+        new = waits("filemap_add_folio", 20_000), waits("ext4_da_get_block_prep", 30_000)
+        return in_ext4(at, begin(11_000, *new))
+
+    variation = one(tmp_path, mixed(7, 40, 20, fast, slow)).variation
+    assert variation is not None
+    found = [(f.name, f.cause, round(f.share, 2), f.fast_share) for f in variation.findings[:3]]
+    assert found == [
+        ("ext4_da_get_block_prep", Cause.SPACE, 0.5, 0),
+        ("filemap_add_folio", Cause.PAGES, 0.33, 0),
+        ("ext4_da_write_begin", Cause.PAGES, 0.17, 1),
+    ]
 
 
 def test_shares_of_the_difference_add_up(tmp_path: Path) -> None:

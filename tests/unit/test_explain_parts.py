@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from datacrumbs.analysis import traits
 from datacrumbs.analysis.ahead import ahead
-from datacrumbs.analysis.causes import MEANING, Cause, meaning
+from datacrumbs.analysis.causes import MEANING, Cause, Grade, meaning
 from datacrumbs.analysis.later import Spans, overlaps
 from datacrumbs.analysis.quantiles import LENGTHS, bucket_of_length
 from datacrumbs.analysis.ranks import natural
@@ -165,15 +165,15 @@ def test_functions_have_their_causes(cause: Cause) -> None:
     ["vfs_write", "ext4_file_write_iter", "new_sync_write", "H5Dwrite", "solve", "main", "fwrite"],
 )
 def test_functions_that_only_pass_on_have_no_strong_cause(name: str) -> None:
-    assert not meaning(name, Op.WRITE).strong
+    assert meaning(name, Op.WRITE).grade <= Grade.WEAK
 
 
 def test_every_cause_can_be_said() -> None:
     assert set(MEANING) == set(Cause)
-    assert meaning("openat", Op.OPEN) == (Cause.OPEN, False)
-    assert meaning("solve", Op.OTHER) == (Cause.NONE, False)
-    assert meaning("jbd2:jbd2_commit", Op.OTHER) == (Cause.JOURNAL, True)
-    assert meaning("writeback:writeback_dirty_folio", Op.OTHER) == (Cause.NONE, False)
+    assert meaning("openat", Op.OPEN) == (Cause.OPEN, Grade.WEAK)
+    assert meaning("solve", Op.OTHER) == (Cause.NONE, Grade.PLAIN)
+    assert meaning("jbd2:jbd2_commit", Op.OTHER) == (Cause.JOURNAL, Grade.STRONG)
+    assert meaning("writeback:writeback_dirty_folio", Op.OTHER) == (Cause.NONE, Grade.PLAIN)
 
 
 def test_hosts_sort_by_the_numbers_in_their_names() -> None:
