@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import platform
-import re
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
-from kernel.tracing import BIN, RUN_ID, TracedRun
+from kernel.tracing import TracedRun, explain, library_layer, user_layer
 
 from datacrumbs.probes import model
-from datacrumbs.probes.elf import find_binary, read_functions
 
 pytestmark = pytest.mark.root
 
@@ -62,33 +56,6 @@ int main(void) {
 """
 
 
-def explain(run: TracedRun, *options: str) -> Any:
-    """The JSON of the command for the run's trace, as the run's user."""
-    done = subprocess.run(
-        [BIN / "datacrumbs_explain", "--format", "json", *options, run.root / "traces" / RUN_ID],
-        capture_output=True,
-        text=True,
-        check=True,
-        user=run.user.pw_uid,
-        group=run.user.pw_gid,
-        extra_groups=[],
-        env={"PATH": "/usr/bin:/bin", "HOME": str(run.work)},
-    )
-    assert done.stderr == ""
-    return json.loads(done.stdout)
-
-
-def _layer(name: str, binary: Path, regex: str) -> model.UserLayer:
-    found = read_functions(binary, re.compile(regex), platform.machine())
-    return model.UserLayer(
-        name=name,
-        binary=str(binary),
-        functions=list(found.functions),
-        build_id=found.build_id,
-        digest=found.digest,
-    )
-
-
 def traced(run: TracedRun, program: Path, *layers: model.UserLayer) -> None:
     """Trace ``program`` with its system calls and ``layers``."""
     calls = ["openat", "read", "pwrite64", "fsync"]
@@ -101,7 +68,7 @@ def traced(run: TracedRun, program: Path, *layers: model.UserLayer) -> None:
 def test_checkpoints_that_fsync_are_the_slow_ones(traced_run: TracedRun) -> None:
     """A function of the program, of whose 200 calls 20 end with an fsync."""
     program = traced_run.compile(CHECKPOINTS)
-    traced(traced_run, program, _layer("app", program, "checkpoint"))
+    traced(traced_run, program, user_layer("app", program, "checkpoint"))
     (found,) = explain(traced_run, "--call", "checkpoint")["explained"]
     assert found["count"] == 200
     inside = {inner["name"]: inner for inner in found["inside"]}
@@ -136,7 +103,7 @@ def test_synchronous_writes_are_told_by_their_file(traced_run: TracedRun) -> Non
 
 def test_freads_that_read_are_the_slow_ones(traced_run: TracedRun) -> None:
     """640 freads through a buffer: 40 of them read from a pipe, which fills every 20 ms."""
-    libc = _layer("libc", find_binary("libc.so.6", platform.machine()), "fread")
+    libc = library_layer("libc.so.6", "fread", "libc")
     traced(traced_run, traced_run.compile(BUFFERS), libc)
     (found,) = explain(traced_run, "--call", "fread")["explained"]
     assert found["count"] == 640

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import platform
-import re
 import subprocess
 from pathlib import Path
 
 import pytest
-from kernel.tracing import Trace, TracedRun
+from kernel.tracing import Trace, TracedRun, library_layer
 
-from datacrumbs.probes import elf, model
+from datacrumbs.probes import model
 
 HDF5 = r"H5(Fcreate|Fclose|Dcreate2|Dclose|Dwrite|Dread)"
 MPI = r"MPI_File_(open|close|(read|write)_at(_all)?)"
@@ -64,18 +62,6 @@ GROUP BY g.name ORDER BY g.name
 """The functions that system calls of so many bytes lie within."""
 
 
-def library(name: str, regex: str, layer: str) -> model.UserLayer:
-    path = elf.find_binary(name, platform.machine())
-    found = elf.read_functions(path, re.compile(regex), platform.machine())
-    return model.UserLayer(
-        name=layer,
-        binary=str(path),
-        functions=found.functions,
-        build_id=found.build_id,
-        digest=found.digest,
-    )
-
-
 def compile_hdf5(run: TracedRun) -> Path:
     program = run.work / "program"
     program.with_suffix(".c").write_text(PROGRAM)
@@ -97,9 +83,9 @@ def called(trace: Trace, layer: str) -> dict[str, int]:
 def test_parallel_hdf5(traced_run: TracedRun, ranks: int) -> None:
     program = compile_hdf5(traced_run)
     layers = [
-        library("libhdf5_openmpi.so.103", HDF5, "hdf5"),
-        library("libmpi.so.40", MPI, "mpi"),
-        library("libc.so.6", LIBC, "libc"),
+        library_layer("libhdf5_openmpi.so.103", HDF5, "hdf5"),
+        library_layer("libmpi.so.40", MPI, "mpi"),
+        library_layer("libc.so.6", LIBC, "libc"),
         model.SyscallLayer(
             name="syscall",
             functions=[

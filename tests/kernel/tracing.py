@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from datacrumbs.probes import model
-from datacrumbs.probes.elf import read_functions
+from datacrumbs.probes.elf import find_binary, read_functions
 from datacrumbs.probes.elf_identity import elf_identity
 from datacrumbs.probes.file import write_probe_file
 from datacrumbs.probes.syscalls import ROLES, available
@@ -71,6 +71,11 @@ def user_layer(name: str, binary: Path, regex: str, **settings: Any) -> model.Us
         digest=digest,
         **settings,
     )
+
+
+def library_layer(soname: str, regex: str, name: str) -> model.UserLayer:
+    """A layer of the functions of a system library."""
+    return user_layer(name, find_binary(soname, platform.machine()), regex)
 
 
 @dataclass(slots=True)
@@ -210,6 +215,22 @@ class TracedRun:
     def _host(self) -> Path:
         (host,) = (self.root / "traces" / RUN_ID).glob("host=*")
         return host
+
+
+def explain(run: TracedRun, *options: str) -> Any:
+    """The JSON of the command for the run's trace, as the run's user."""
+    done = subprocess.run(
+        [BIN / "datacrumbs_explain", "--format", "json", *options, run.root / "traces" / RUN_ID],
+        capture_output=True,
+        text=True,
+        check=True,
+        user=run.user.pw_uid,
+        group=run.user.pw_gid,
+        extra_groups=[],
+        env={"PATH": "/usr/bin:/bin", "HOME": str(run.work)},
+    )
+    assert done.stderr == ""
+    return json.loads(done.stdout)
 
 
 class Trace:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import pwd
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from kernel.tracing import LIBRARY, TracedRun, make_site, traced_names
+from vm import explained
 from vm.kernels import get_kernel
 from vm.machine import run_in
 
@@ -43,30 +46,57 @@ MISSING = {"no_such_function", "type_show", "exc_int3"}
 """Absent, ambiguous, and one in which no probe may be."""
 
 
+EXPLAINED = "6.12"
+"""The kernel that also runs what is explained."""
+
+
 @dataclass(frozen=True, slots=True)
 class Booted:
-    """The runs that a kernel made, by mechanism."""
+    """The runs that a kernel made, by mechanism; ``explained``: of `EXPLAINED` only."""
 
     kernel: str
     runs: dict[str, TracedRun]
+    explained: TracedRun | None
+
+
+Boot = Callable[[str], Booted]
+
+
+@pytest.fixture(scope="session")
+def boot() -> Iterator[Boot]:
+    """Boots a kernel, once in the session."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to share files with virtual machines: run the tests as root")
+    with contextlib.ExitStack() as kept:
+        yield functools.cache(lambda kernel: _boot(kernel, kept.enter_context(_shared())))
 
 
 @pytest.fixture(scope="session", params=OFFERS)
-def booted(request: pytest.FixtureRequest) -> Iterator[Booted]:
-    """Boot a kernel, and let it trace the known work with every mechanism that it has."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to share files with virtual machines: run the tests as root")
-    shared = Path(tempfile.mkdtemp(prefix="datacrumbs-vm-", dir="/var/tmp"))
+def booted(request: pytest.FixtureRequest, boot: Boot) -> Booted:
+    """Each kernel, after it traced the known work with every mechanism that it has."""
+    return boot(request.param)
+
+
+@contextlib.contextmanager
+def _shared() -> Iterator[Path]:
+    """A directory for a guest, below one that users may enter."""
+    path = Path(tempfile.mkdtemp(prefix="datacrumbs-vm-", dir="/var/tmp"))
     try:
-        shared.chmod(0o755)
-        runs = {name: _site(shared / name) for name in OFFERS[request.param]}
-        subprocess.run(["cc", "-O1", "-o", shared / "work", HERE / "work.c"], check=True)
-        command = [str(HERE / "guest.sh"), sys.executable, str(LIBRARY)]
-        command += [str(shared / name) for name in runs]
-        run_in(get_kernel(request.param), command, shared=shared, timeout_s=TIMEOUT_S)
-        yield Booted(request.param, runs)
+        path.chmod(0o755)
+        yield path
     finally:
-        shutil.rmtree(shared)
+        shutil.rmtree(path)
+
+
+def _boot(kernel: str, shared: Path) -> Booted:
+    runs = {name: _site(shared / name) for name in OFFERS[kernel]}
+    subprocess.run(["cc", "-O1", "-o", shared / "work", HERE / "work.c"], check=True)
+    sites = [run.root for run in runs.values()]
+    explained_run = explained.prepare(shared) if kernel == EXPLAINED else None
+    sites += [explained_run.root] if explained_run else []
+    command = [str(HERE / "guest.sh"), sys.executable, str(LIBRARY), *map(str, sites)]
+    run_in(get_kernel(kernel), command, shared=shared, timeout_s=TIMEOUT_S)
+    return Booted(kernel, runs, explained_run)
 
 
 def _site(root: Path) -> TracedRun:
