@@ -187,7 +187,7 @@ def test_a_requeued_job_is_a_new_run(cluster: Bed) -> None:
     cluster.out("n1", "scontrol", "update", f"job={job}", "StartTime=now")
     trace = cluster.shared / f"home/alice/datacrumbs/{job}"
     # the nodes are idle until it starts again, too
-    wait_until(lambda: list(trace.glob("previous-*")), "the second run of the job", 60)
+    wait_until(lambda: list(trace.glob("previous-*")), "the second run of the job", 200)
     cluster.wait_idle()
     assert cluster.writes(job, SIZE) == {"n3": COUNT}
     assert len(list(trace.glob("previous-*"))) == 1
