@@ -18,12 +18,15 @@ import pytest
 from kernel.tracing import LIBRARY, TracedRun, make_site, traced_names
 from vm import explained
 from vm.kernels import get_kernel
-from vm.machine import run_in
+from vm.machine import DiedError, run_in
 
 from datacrumbs.probes import model
 
 HERE = Path(__file__).parent
 TIMEOUT_S = 600.0
+BOOTS = 3
+"""Emulation with several threads now and then runs an instruction that the guest is changing
+(a kprobe, a static branch), which kills its kernel: such a machine is booted again."""
 SESSION, MULTI, KPROBE, NONE = "kprobe.session", "kprobe.multi", "kprobe", "tracepoint"
 OFFERS = {"6.1": (KPROBE, NONE), "6.12": (SESSION, MULTI, KPROBE), "7": (SESSION, MULTI, KPROBE)}
 """What each kernel has: the first by the daemon's own choice, the others as if there were
@@ -44,7 +47,6 @@ WITH_ARGUMENTS = (
 POINTS = ("block:block_rq", "ext4:ext4_sync_file")
 MISSING = {"no_such_function", "type_show", "exc_int3"}
 """Absent, ambiguous, and one in which no probe may be."""
-
 
 EXPLAINED = "6.12"
 """The kernel that also runs what is explained."""
@@ -68,7 +70,7 @@ def boot() -> Iterator[Boot]:
     if os.geteuid() != 0:
         pytest.skip("needs root, to share files with virtual machines: run the tests as root")
     with contextlib.ExitStack() as kept:
-        yield functools.cache(lambda kernel: _boot(kernel, kept.enter_context(_shared())))
+        yield functools.cache(lambda kernel: _boot(kernel, kept))
 
 
 @pytest.fixture(scope="session", params=OFFERS)
@@ -77,18 +79,27 @@ def booted(request: pytest.FixtureRequest, boot: Boot) -> Booted:
     return boot(request.param)
 
 
+def _boot(kernel: str, kept: contextlib.ExitStack) -> Booted:
+    """Boot ``kernel``, again if it dies; its files are there until ``kept`` is left."""
+    for _ in range(BOOTS - 1):
+        with contextlib.suppress(DiedError):
+            return _runs(kernel, kept.enter_context(_shared()))
+    return _runs(kernel, kept.enter_context(_shared()))
+
+
 @contextlib.contextmanager
 def _shared() -> Iterator[Path]:
-    """A directory for a guest, below one that users may enter."""
+    """A directory for a guest."""
     path = Path(tempfile.mkdtemp(prefix="datacrumbs-vm-", dir="/var/tmp"))
     try:
-        path.chmod(0o755)
         yield path
     finally:
         shutil.rmtree(path)
 
 
-def _boot(kernel: str, shared: Path) -> Booted:
+def _runs(kernel: str, shared: Path) -> Booted:
+    """Boot ``kernel`` with new sites in ``shared``, do the work; raises `DiedError`."""
+    shared.chmod(0o755)
     runs = {name: _site(shared / name) for name in OFFERS[kernel]}
     subprocess.run(["cc", "-O1", "-o", shared / "work", HERE / "work.c"], check=True)
     sites = [run.root for run in runs.values()]
