@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, HALF = 512 * PAGE, PAIRS = 16, BLOCK = 65536, BLOCKS = 24 };
+enum { PAGE = 4096, HALF = 512 * PAGE, PAIRS = 12, BLOCK = 65536, BLOCKS = 24 };
 
 static char data[HALF] __attribute__((aligned(PAGE)));
 

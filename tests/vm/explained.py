@@ -22,7 +22,7 @@ KERNEL = {
     "vfs": ("vfs_write", "vfs_fsync_range"),
     "pagecache": (
         *("generic_perform_write", "iomap_file_buffered_write", "iomap_write_begin"),
-        *("__filemap_get_folio", "filemap_add_folio", "balance_dirty_pages"),
+        *("filemap_add_folio", "balance_dirty_pages"),
         *("file_write_and_wait_range", "do_writepages", "folio_wait_writeback"),
         *("iomap_dio_rw", "iomap_dio_bio_iter"),
     ),
