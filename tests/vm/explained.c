@@ -1,6 +1,6 @@
 /*
  * explained prepare FILE STEP, then explained half FILE: writes of one size to blocks that are in
- * the page cache, in turn with ones of which pages are missing: each STEPth, or all for 0.
+ * the page cache, in turn with ones of which only each STEPth page is there, or none for 0.
  * explained forced|direct FILE: blocks written and forced to disk, or past the page cache.
  */
 #define _GNU_SOURCE

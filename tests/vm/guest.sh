@@ -18,15 +18,10 @@ sync
 
 # as the run's user: joins the run by itself, as datacrumbs_wrap does for programs
 joined() {
-	setpriv --reuid=65534 --regid=65534 --clear-groups env "LD_PRELOAD=$library" \
+	$first setpriv --reuid=65534 --regid=65534 --clear-groups env "LD_PRELOAD=$library" \
 		DATACRUMBS_RUN_ID=run "$@"
 }
-
-# ahead of all else in the guest, so that calls take what they take
-urgent() {
-	chrt -f 10 setpriv --reuid=65534 --regid=65534 --clear-groups env "LD_PRELOAD=$library" \
-		DATACRUMBS_RUN_ID=run "$@"
-}
+first=
 
 # start DAEMON...: it is tracing for the site
 start() {
@@ -62,20 +57,22 @@ half() {
 	./explained prepare $file "$2"
 	chmod 666 $file
 	sync
-	urgent ./explained half $file
+	joined ./explained half $file
 	rm $file
 }
 
 explained_work() {
+	first="chrt -f 10" # of all in the guest, so that calls take what they take
 	for round in 1 2 3; do # the host may be busy: the quietest counts
 		half ext4 0 $round
 		half xfs 2 $round # has large folios: pages and space come one by one
 	done
 	for fs in ext4 xfs; do
-		for kind in forced direct; do urgent ./explained $kind /mnt/$fs/$kind; done
+		for kind in forced direct; do joined ./explained $kind /mnt/$fs/$kind; done
 	done
-	urgent ./explained_hdf5 plain /mnt/ext4/plain.h5 64
-	urgent ./explained_hdf5 converted /mnt/ext4/converted.h5 16
+	joined ./explained_hdf5 plain /mnt/ext4/plain.h5 64
+	joined ./explained_hdf5 converted /mnt/ext4/converted.h5 16
+	first=
 }
 
 for site; do
