@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -53,6 +55,7 @@ QUANTILE_ERROR = 0.06
 SLOWEST_SHOWN = 3
 """The longest calls of each function, looked at one by one."""
 
+T = TypeVar("T")
 Progress = Callable[[int], None]
 """Called with how many more events are done."""
 
@@ -66,9 +69,24 @@ def explain(
     """
     ranks = ranks_of(trace)
     hosts = check_selection(selection, trace, ranks)
+    work = partial(attribute, selection=selection, ranks=ranks)
+    parts = on_each(hosts, work, progress)
+    return explanation_of(trace, hosts, parts, selection, ranks, top=top)
+
+
+def explanation_of(
+    trace: Trace,
+    hosts: Sequence[HostTrace],
+    parts: Iterable[Attribution],
+    selection: Selection,
+    ranks: Ranks,
+    *,
+    top: int | None = None,
+) -> Explanation:
+    """The same from what `attribute` gave for each of ``hosts``."""
     homes: list[_Home] = []
     targets = Targets()
-    for host, part in zip(hosts, _parts(hosts, selection, ranks, progress), strict=True):
+    for host, part in zip(hosts, parts, strict=True):
         homes.append(_Home.of(host, part, ranks))
         homes[-1].add_to(targets, part)
     return _explanation(trace, homes, targets, selection, top)
@@ -107,28 +125,39 @@ class _Home:
         return self.paths.get(file, f"<file {file:x}>")
 
 
-def _parts(
-    hosts: list[HostTrace], selection: Selection, ranks: Ranks, progress: Progress | None
-) -> Iterator[Attribution]:
-    """The sums of each host, in order."""
+def on_each(
+    hosts: Sequence[HostTrace], work: Callable[..., T], progress: Progress | None = None
+) -> Iterator[T]:
+    """What ``work(host)`` gives for each host, in order; side by side, so that it gets pickled.
+
+    Of hosts that are read here, it gets a ``progress`` to call.
+    """
     workers = min(len(hosts), len(os.sched_getaffinity(0)))
     told = progress or (lambda _: None)
     if workers < 2:
-        yield from (attribute(host, selection, ranks, told) for host in hosts)
+        yield from (work(host, progress=told) for host in hosts)
         return
     # fork is not safe beside the threads of pyarrow
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(attribute, host, selection, ranks) for host in hosts]
-        for future in futures:
+        futures = [pool.submit(work, host) for host in hosts]
+        for host, future in zip(hosts, futures, strict=True):
             part = future.result()
-            told(part.events)
+            told(host.count())
             yield part
 
 
 def attribute(
-    host: HostTrace, selection: Selection, ranks: Ranks, progress: Progress | None = None
+    host: HostTrace,
+    selection: Selection,
+    ranks: Ranks,
+    progress: Progress | None = None,
+    *,
+    watch: Callable[[Nested], None] = lambda batch: None,
 ) -> Attribution:
-    """The sums of one host; what a worker, here or on another machine, does."""
+    """The sums of one host; what a worker, here or on another machine, does.
+
+    ``watch`` is shown every batch, once, in order.
+    """
     functions = Functions(host.table("functions"))
     processes = ProcessIndex(host.table("processes"))
     pieces = pieces_of(host, column_names(COLUMNS))
@@ -143,6 +172,7 @@ def attribute(
     attributor = Attributor(functions, choice)
     for batch in batches():
         attributor.add(batch)
+        watch(batch)
         if progress:
             progress(len(batch.parent) - len(batch.kept))
     return attributor.result()
