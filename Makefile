@@ -20,11 +20,13 @@ VENV := $(shell d="$(CURDIR)"; \
 	else echo "/var/tmp/datacrumbs-$$(echo "$(CURDIR)" | cksum | cut -d' ' -f1)/venv"; fi)
 endif
 
-# Debian's names. Building: clang, bpftool, libbpf's and libc's headers, gcc, python3-venv.
+# Debian's names. Building: clang, bpftool, headers of libbpf, libc and Slurm, gcc, python3-venv.
 # Running: libbpf1. The rest is what tests run, trace or check with.
-PACKAGES := clang llvm bpftool libbpf-dev libbpf1 gcc g++ libc6-dev python3 python3-venv \
-	e2fsprogs fio git groff-base iproute2 libcap2-bin libseccomp2 musl-tools patchelf \
-	sqlite3 strace systemd systemtap-sdt-dev tar time util-linux
+PACKAGES := clang llvm bpftool libbpf-dev libbpf1 gcc g++ libc6-dev libslurm-dev python3 \
+	python3-venv python3-bpfcc linux-headers-$(shell dpkg --print-architecture) \
+	libhdf5-openmpi-dev libopenmpi-dev openmpi-bin \
+	debootstrap e2fsprogs fio fuse2fs git groff-base iproute2 libcap2-bin libseccomp2 \
+	musl-tools patchelf sqlite3 strace systemd systemtap-sdt-dev tar time util-linux
 BENCH_PACKAGES := bpftrace linux-perf
 
 export PIP_ROOT_USER_ACTION := ignore
@@ -34,7 +36,7 @@ unexport PYTHONPATH
 run := PATH="$(VENV)/bin:$$PATH" $(VENV)/bin/python -P
 
 sources := pyproject.toml README.md Makefile $(shell find meson.build bpf datacrumbs docs etc \
-	examples systemd -not -name __pycache__ -not -name '*.pyc' 2>/dev/null)
+	examples scheduler systemd -not -name __pycache__ -not -name '*.pyc' 2>/dev/null)
 
 .PHONY: help
 help: ## Show this list
@@ -95,7 +97,7 @@ lint: setup ## Check style and types
 
 .PHONY: test
 test: lint $(VENV)/dfanalyzer/.installed ## All tests that this machine can run (root, BPF); a skipped test is a failure
-	$(run) -m pytest --no-skips tests/unit tests/kernel
+	$(run) -m pytest --no-skips tests/unit tests/kernel tests/cluster
 
 .PHONY: demo
 demo: setup ## Trace a small program from the probe file to the report

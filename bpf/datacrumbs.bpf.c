@@ -10,6 +10,8 @@ char LICENSE[] SEC("license") = "GPL";
 
 #include "task.h"
 #include "file.h"
+#include "limits.h"
+#include "profile.h"
 #include "emit.h"
 #include "arguments.h"
 #include "syscalls.h"

@@ -5,12 +5,15 @@
 #pragma once
 #include <linux/types.h>
 
-#define DC_LAYOUT 3
+#define DC_LAYOUT 4
 #define DC_SYSCALLS 512	     /* system call numbers below this can be traced */
 #define DC_MAX_CPUS 1024     /* counters are kept per CPU, modulo this */
 #define DC_RUN_ID_MAX 64
 #define DC_TEXT_MAX 4096     /* a path's bytes in a name record */
 #define DC_DEPTH 64	     /* user functions nested on one thread; a power of two */
+#define DC_RULES 32	     /* path prefixes, include and exclude together */
+#define DC_RULE_MAX 256	     /* bytes of one, with what ends it */
+#define DC_POWERS 48	     /* of a profile's histogram: the last has longer calls, too */
 
 /* one event: EVENT_DTYPE in datacrumbs/trace/schema.py */
 struct dc_event {
@@ -34,13 +37,24 @@ struct dc_call {
 	__s8 fd, path, dirfd, size, iov, iovcnt, offset, offset_ptr;
 	__s8 fd2, offset2_ptr, path2, dirfd2;
 };
-enum { DC_USES_POS = 1, DC_RETURNS_FD = 2 };
+enum {
+	DC_USES_POS = 1,
+	DC_RETURNS_FD = 2,
+	DC_LEAN = 4, /* profile mode, no path rules: which file it is about does not matter */
+};
 
 /* any function, by its number */
 struct dc_function {
 	__u8 select;
 	__u8 layer; /* index of dc_config.layers */
-	__u8 unused[6];
+	__u8 bits;
+	__u8 unused[5];
+};
+enum {
+	DC_PROFILED = 1, /* profile mode */
+	DC_MOVES = 2,	 /* a positive result is bytes moved */
+	DC_ERRNO = 4,	 /* a negative result is a failure */
+	DC_LIMITED = 8,	 /* its layer has min_duration_ns or max_per_s */
 };
 
 /* what an attach cookie has besides the function's number */
@@ -73,18 +87,33 @@ struct dc_place {
 
 /* one layer: an entry of the probe file */
 struct dc_layer {
-	__u64 unused[4];
+	__u64 min_duration_ns;
+	__u32 max_per_s; /* of one function on one CPU; 0: no limit */
+	__u32 unused[5];
+};
+
+/*
+ * A path prefix. `names` has its parts as a file record has them: from the leaf up, each ended
+ * by NUL; both forms are `length` bytes, 0 for the root.
+ */
+struct dc_rule {
+	char path[DC_RULE_MAX], names[DC_RULE_MAX];
+	__u32 length, unused;
 };
 
 /* set before load */
 #define DC_FUNCTIONS 65536
+#define DC_JOB_NAME_MAX 64
 #define DC_LAYERS 256
 struct dc_config {
 	struct dc_call calls[DC_SYSCALLS];
 	struct dc_function functions[DC_FUNCTIONS];
 	struct dc_layer layers[DC_LAYERS];
+	struct dc_rule rules[DC_RULES]; /* first those to include, then those to exclude */
+	__u32 includes, rules_used;
 	char run_id[DC_RUN_ID_MAX];
-	__u64 job_cgroup;    /* kernfs id; 0: no `select: job` */
+	char job_name[DC_JOB_NAME_MAX]; /* of the job's cgroup, which need not be there yet; or "" */
+	__u64 job_cgroup;    /* its kernfs id, in version 2; neither: no `select: job` */
 	__u32 uid;	     /* the run's user */
 	__u32 ns_inum;	     /* the daemon's PID namespace */
 	__u32 cpus_per_ring;
@@ -94,7 +123,19 @@ struct dc_config {
 /* per CPU, read by the daemon through the memory map of .data.counters */
 struct dc_counters {
 	__u64 lost, lost_strings, filtered, unfinished;
-	__u64 unused[4];
+	__u64 filtered_duration, filtered_rate, filtered_path; /* not in `filtered` */
+	__u64 lost_profile; /* calls that found the profile full */
+};
+
+/* profile mode: what is added up under one key */
+struct dc_profile_key {
+	__s32 pid;
+	__u16 func, cpu;
+};
+struct dc_profile {
+	__s64 time, max, bytes;
+	__u64 errors;
+	__u32 calls[DC_POWERS]; /* element i: calls of 2^i up to 2^(i+1) ns */
 };
 
 /* records of the string ring */

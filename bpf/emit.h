@@ -31,10 +31,37 @@ __noinline int emit(const struct dc_event *event)
 	return 0;
 }
 
-/* What becomes of every call that has returned, whatever observed it. */
-static __always_inline void finish(const struct dc_event *event)
+static __always_inline bool by_path(const struct dc_event *event)
 {
+	if (!(event->file & UNWANTED))
+		return true;
+	counters_here()->filtered_path++;
+	return false;
+}
+
+/* A call that is over, whatever observed it; true when it is kept as an event. */
+static __always_inline bool finish(const struct dc_event *event)
+{
+	const volatile struct dc_function *function = &config.functions[event->func];
+	__u8 bits = function->bits;
+
+	if (!by_path(event) || ((bits & DC_LIMITED) && over_limits(event, function->layer)))
+		return false;
+	if (bits & DC_PROFILED) {
+		add_to_profile(event, bits);
+		return false;
+	}
 	emit(event);
+	return true;
+}
+
+/* A call that its thread's end, or the run's, finds going on: kept however short, in each mode. */
+static __always_inline bool finish_open(const struct dc_event *event)
+{
+	if (!by_path(event))
+		return false;
+	emit(event);
+	return true;
 }
 
 static __always_inline void emit_peer(struct dc_task *self)
@@ -47,7 +74,7 @@ static __always_inline void emit_peer(struct dc_task *self)
 	record->length = 0;
 	record->ts = self->event.ts;
 	record->pid = self->event.tid;
-	record->file = self->file2;
+	record->file = self->file2 & ~UNWANTED;
 	record->fd = self->fd2;
 	record->offset = self->offset2;
 	send_string(record);
@@ -63,7 +90,7 @@ __noinline int put_process(struct dc_task *self, __u64 address, __u32 what)
 	if (!record || !self)
 		return 0;
 	if (exe && what != DC_EXIT)
-		id = identify(self, exe);
+		id = identify_for(self, exe, true) & ~UNWANTED;
 	record->kind = DC_PROCESS;
 	record->length = 0;
 	record->ts = bpf_ktime_get_ns();
@@ -99,14 +126,14 @@ __noinline int emit_unfinished(struct dc_task *self)
 			.flags = self->stack[i].flags | DC_UNFINISHED,
 			.pid = self->event.pid, .tid = self->event.tid,
 		};
-		emit(&event);
+		finish_open(&event);
 	}
 	self->depth = 0;
 	if (self->event.func) {
 		self->event.dur = now - self->event.ts;
 		self->event.ret = 0;
 		self->event.flags |= DC_UNFINISHED;
-		emit(&self->event);
+		finish_open(&self->event);
 		self->event.func = 0;
 	}
 	return 0;

@@ -6,11 +6,21 @@
  */
 #pragma once
 
+#define UNWANTED 2ULL /* set in the id of a file that the path rules leave out */
+
+/* what is known of a file or a name that was seen before */
+struct sight {
+	__u32 above;  /* rules for something below this directory */
+	__u16 length; /* of its path, so far as it is that of these rules */
+	__u16 bits;
+};
+enum { INCLUDED = 1, EXCLUDED = 2, SENT = 4, FAILED = 8 };
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 65536);
 	__type(key, __u64);
-	__type(value, __u8);
+	__type(value, struct sight);
 } announced SEC(".maps");
 
 struct {
@@ -49,26 +59,6 @@ static __always_inline bool send_string(struct dc_string *record)
 		return true;
 	counters_here()->lost_strings++;
 	return false;
-}
-
-/* True when the id was not announced yet (or long ago): the caller announces it now. */
-static __always_inline bool first_sight(struct dc_task *self, __u64 id)
-{
-	__u8 yes = 1;
-
-	if (self->known[id & 7] == id)
-		return false;
-	self->known[id & 7] = id;
-	if (bpf_map_lookup_elem(&announced, &id))
-		return false;
-	bpf_map_update_elem(&announced, &id, &yes, BPF_ANY);
-	return true;
-}
-
-static __always_inline void forget(struct dc_task *self, __u64 id)
-{
-	self->known[id & 7] = 0;
-	bpf_map_delete_elem(&announced, &id);
 }
 
 /*
@@ -152,13 +142,18 @@ static __always_inline void put_path(struct dc_string *record, __u64 dentry, __u
 		record->what |= 2;
 }
 
-__noinline int announce_file(__u64 id, __u64 dentry_address, __u64 mnt_address)
+#include "paths.h"
+
+/* Sends the file's record if it is wanted, or a directory (names start there), or if it `must`
+ * be; returns bits of struct sight. */
+__noinline int announce_file(__u64 id, __u64 dentry_address, __u64 mnt_address, int must)
 {
 	struct dentry *dentry = (void *)dentry_address;
 	struct dc_string *record = scratch_for(bpf_get_current_task_btf());
+	struct sight sight = {};
 
 	if (!record)
-		return 0;
+		return FAILED | INCLUDED;
 	struct inode *inode = BPF_CORE_READ(dentry, d_inode);
 	struct super_block *sb = BPF_CORE_READ(inode, i_sb);
 	record->kind = DC_FILE;
@@ -173,7 +168,15 @@ __noinline int announce_file(__u64 id, __u64 dentry_address, __u64 mnt_address)
 	bpf_probe_read_kernel_str(record->fstype, sizeof(record->fstype),
 				  BPF_CORE_READ(sb, s_type, name));
 	put_path(record, dentry_address, mnt_address);
-	return send_string(record);
+	if (config.rules_used)
+		judge_path(record, &sight);
+	if (must || wanted(sight.bits) || (record->mode & 0170000) == 0040000) {
+		if (!send_string(record))
+			return sight.bits | FAILED;
+		sight.bits |= SENT;
+	}
+	bpf_map_update_elem(&announced, &id, &sight, BPF_ANY);
+	return sight.bits;
 }
 
 static __always_inline __u64 id_of(struct dc_task *self, struct dentry *dentry)
@@ -185,35 +188,69 @@ static __always_inline __u64 id_of(struct dc_task *self, struct dentry *dentry)
 	id = mix(id, READ(sb, s_dev));
 	id = mix(id, READ(dentry, d_name.hash_len));
 	*(volatile __u64 *)&self->parent = (__u64)READ(dentry, d_parent);
-	return mix(id, *(volatile __u64 *)&self->parent) | 1;
+	return (mix(id, *(volatile __u64 *)&self->parent) & ~UNWANTED) | 1;
 }
 
-__noinline int announce_once(struct dc_task *self, __u64 id)
+static __always_inline __u64 *known_slot(struct dc_task *self, __u64 id)
 {
-	if (self && first_sight(self, id) && !announce_file(id, self->dentry, self->mnt))
-		forget(self, id);
-	return 0;
+	return &self->known[(id >> 2) & 7];
 }
 
-static __always_inline __u64 identify_path(struct dc_task *self, struct dentry *dentry,
-					   struct vfsmount *mnt)
+/* The id, marked if it is UNWANTED; kept for the next call, unless its record did not get out. */
+static __always_inline __u64 seen(struct dc_task *self, __u64 id, int bits)
 {
-	__u64 id = id_of(self, as(struct dentry, dentry));
-
-	if (self->known[id & 7] == id)
-		return id;
-	self->dentry = (__u64)dentry;
-	self->mnt = (__u64)mnt;
-	announce_once(self, id);
+	if (!wanted(bits))
+		id |= UNWANTED;
+	if (!(bits & FAILED))
+		*known_slot(self, id) = id;
 	return id;
 }
 
-/* The id of an open file: its inode under the name it was opened by. */
-static __always_inline __u64 identify(struct dc_task *self, struct file *address)
+/* The first time (or after a long time): announce the file whose dentry and mount `self` has. */
+__noinline __u64 see_file(struct dc_task *self, __u64 id, int must)
+{
+	if (!self)
+		return 0;
+	struct sight *sight = bpf_map_lookup_elem(&announced, &id);
+	int bits = sight ? sight->bits : 0;
+
+	if (!sight || (must && !(bits & SENT)))
+		bits = announce_file(id, self->dentry, self->mnt, must);
+	return seen(self, id, bits);
+}
+
+static __always_inline __u64 identify_path(struct dc_task *self, struct dentry *dentry,
+					   struct vfsmount *mnt, bool must)
+{
+	__u64 id = id_of(self, as(struct dentry, dentry));
+
+	if (config.rules_used) { /* its path, and so the answer, depends on the mount */
+		self->mnt = (__u64)mnt;
+		id = (mix(id, *(volatile __u64 *)&self->mnt) & ~UNWANTED) | 1;
+	}
+	__u64 known = *known_slot(self, id);
+
+	if ((known & ~UNWANTED) == id && !(must && (known & UNWANTED)))
+		return known;
+	self->dentry = (__u64)dentry;
+	self->mnt = (__u64)mnt;
+	return see_file(self, id, must);
+}
+
+/*
+ * The id of an open file: its inode under the name it was opened by. It is UNWANTED if the
+ * path rules say so; its path is then announced only if it `must` be.
+ */
+static __always_inline __u64 identify_for(struct dc_task *self, struct file *address, bool must)
 {
 	struct file *file = as(struct file, address);
 
-	return identify_path(self, READ(file, f_path.dentry), READ(file, f_path.mnt));
+	return identify_path(self, READ(file, f_path.dentry), READ(file, f_path.mnt), must);
+}
+
+static __always_inline __u64 identify(struct dc_task *self, struct file *address)
+{
+	return identify_for(self, address, false);
 }
 
 struct hashing {
@@ -239,12 +276,33 @@ static __always_inline __u64 hash_text(struct dc_string *record)
 	return hashing.hash;
 }
 
+static __always_inline __u64 see_name(struct dc_task *self, struct dc_string *record, bool must)
+{
+	__u64 id = record->file, known = *known_slot(self, id);
+	struct sight fresh = {}, *sight;
+
+	if ((known & ~UNWANTED) == id && !(must && (known & UNWANTED)))
+		return known;
+	sight = bpf_map_lookup_elem(&announced, &id);
+	if (sight && !(must && !(sight->bits & SENT)))
+		return seen(self, id, sight->bits);
+	if (config.rules_used)
+		judge_name(record, &fresh);
+	if (must || wanted(fresh.bits)) {
+		if (!send_string(record))
+			return seen(self, id, fresh.bits | FAILED);
+		fresh.bits |= SENT;
+	}
+	bpf_map_update_elem(&announced, &id, &fresh, BPF_ANY);
+	return seen(self, id, fresh.bits);
+}
+
 /* The id of a path as the program gave it (`address`, in user memory, relative to `dirfd`). */
-__noinline __u64 named(struct dc_task *self, __u64 address, int dirfd)
+__noinline __u64 named(struct dc_task *self, __u64 address, int dirfd, int must)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct dc_string *record;
-	__u64 base = 0, id;
+	__u64 base = 0;
 	char first = 0;
 
 	if (!self)
@@ -253,10 +311,10 @@ __noinline __u64 named(struct dc_task *self, __u64 address, int dirfd)
 	if (first != '/') {
 		struct file *file = dirfd == -100 ? 0 : file_of(task, dirfd);
 		if (file)
-			base = identify(self, file);
+			base = identify_for(self, file, must && !first);
 		else if (dirfd == -100)
 			base = identify_path(self, BPF_CORE_READ(task, fs, pwd.dentry),
-					     BPF_CORE_READ(task, fs, pwd.mnt));
+					     BPF_CORE_READ(task, fs, pwd.mnt), false);
 		if (!first)
 			return base; /* AT_EMPTY_PATH: the descriptor itself */
 	}
@@ -268,11 +326,8 @@ __noinline __u64 named(struct dc_task *self, __u64 address, int dirfd)
 		return 0;
 	record->length = n - 1;
 	record->kind = DC_NAME;
-	record->base = base;
+	record->base = base & ~UNWANTED;
 	record->ts = self->event.ts;
-	id = mix(hash_text(record), base) & ~1ULL;
-	record->file = id;
-	if (first_sight(self, id) && !send_string(record))
-		forget(self, id);
-	return id;
+	record->file = mix(hash_text(record), record->base) & ~(UNWANTED | 1);
+	return see_name(self, record, must);
 }

@@ -147,6 +147,7 @@ struct vm_area_struct {
 	unsigned long vm_start, vm_end;
 };
 struct kernfs_node {
+	const char *name;
 	__u64 id;
 };
 struct cgroup {

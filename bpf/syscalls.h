@@ -92,12 +92,49 @@ static __always_inline void second_file(struct dc_task *self, struct task_struct
 	self->fd2 = argument(self, call->fd2);
 	self->offset2 = -1;
 	struct file *file = file_of(task, self->fd2);
-	self->file2 = file ? identify(self, file) : 0;
+	self->file2 = file ? identify_for(self, file, true) : 0;
 	if (call->offset2_ptr >= 0)
 		self->offset2 = user_offset(argument(self, call->offset2_ptr));
 	if (self->offset2 == -1 && file)
 		self->offset2 = READ(as(struct file, file), f_pos);
 	self->event.flags = DC_PEER;
+}
+
+/* a call about two files is wanted if either is, and then both have names */
+static __always_inline bool has_peer(const volatile struct dc_call *call)
+{
+	return call->fd2 >= 0 || call->path2 >= 0;
+}
+
+/* What the arguments tell of the call, before it runs. */
+static __always_inline void keep_details(struct dc_task *self, struct task_struct *task,
+					 const volatile struct dc_call *call)
+{
+	if (call->size >= 0)
+		self->event.size = argument(self, call->size);
+	else if (call->iov >= 0)
+		self->event.size = iov_bytes(argument(self, call->iov), argument(self, call->iovcnt));
+	if (call->fd >= 0) {
+		self->event.fd = argument(self, call->fd);
+		struct file *file = file_of(task, self->event.fd);
+		if (file)
+			self->event.file = identify_for(self, file, has_peer(call));
+		self->event.offset = start_offset(call, self, file);
+		if (file && (call->bits & DC_USES_POS) &&
+		    (READ(as(struct file, file), f_flags) & 02000))
+			self->position = (__u64)file; /* O_APPEND: only known afterwards */
+	}
+	if (call->fd2 >= 0)
+		second_file(self, task, call);
+	if (call->path >= 0) {
+		self->path = argument(self, call->path);
+		self->dirfd = call->dirfd >= 0 ? (int)argument(self, call->dirfd) : -100;
+	}
+	if (call->path2 >= 0) {
+		self->path2 = argument(self, call->path2);
+		self->dirfd2 = call->dirfd2 >= 0 ? (int)argument(self, call->dirfd2) : -100;
+		self->event.flags |= DC_PEER;
+	}
 }
 
 SEC("tp_btf/sys_enter")
@@ -119,7 +156,8 @@ int BPF_PROG(sys_enter, struct pt_regs *regs, long id)
 		return 0;
 	}
 
-	keep_arguments(self, regs);
+	if (!(call->bits & DC_LEAN))
+		keep_arguments(self, regs);
 	self->event.ts = bpf_ktime_get_ns();
 	self->event.func = call->func;
 	self->event.flags = 0;
@@ -128,32 +166,9 @@ int BPF_PROG(sys_enter, struct pt_regs *regs, long id)
 	self->event.offset = -1;
 	self->event.size = -1;
 	self->position = 0;
-	if (call->size >= 0)
-		self->event.size = argument(self, call->size);
-	else if (call->iov >= 0)
-		self->event.size = iov_bytes(argument(self, call->iov), argument(self, call->iovcnt));
-	if (call->fd >= 0) {
-		self->event.fd = argument(self, call->fd);
-		struct file *file = file_of(task, self->event.fd);
-		if (file)
-			self->event.file = identify(self, file);
-		self->event.offset = start_offset(call, self, file);
-		if (file && (call->bits & DC_USES_POS) &&
-		    (READ(as(struct file, file), f_flags) & 02000))
-			self->position = (__u64)file; /* O_APPEND: only known afterwards */
-	}
-	if (call->fd2 >= 0)
-		second_file(self, task, call);
-	if (call->path >= 0) {
-		self->path = argument(self, call->path);
-		self->dirfd = call->dirfd >= 0 ? (int)argument(self, call->dirfd) : -100;
-	}
-	if (call->path2 >= 0) {
-		self->path2 = argument(self, call->path2);
-		self->dirfd2 = call->dirfd2 >= 0 ? (int)argument(self, call->dirfd2) : -100;
-		self->event.flags |= DC_PEER;
-	}
 	self->number = id;
+	if (!(call->bits & DC_LEAN))
+		keep_details(self, task, call);
 	return 0;
 }
 
@@ -161,6 +176,31 @@ static __always_inline bool killed(struct task_struct *task, long ret)
 {
 	/* ERESTARTSYS .. ERESTART_RESTARTBLOCK: a signal ended the wait; SIGKILL: for good */
 	return ret <= -512 && ret >= -516 && (task->pending.signal.sig[0] & (1UL << 8));
+}
+
+/* What is known when it has returned. */
+static __always_inline void add_details(struct dc_task *self, struct task_struct *task,
+					const volatile struct dc_call *call, long ret)
+{
+	if ((call->bits & DC_RETURNS_FD) && ret >= 0) {
+		struct file *file = file_of(task, ret);
+		if (call->fd < 0)
+			self->event.fd = ret;
+		if (file && !self->event.file)
+			self->event.file = identify(self, file);
+	}
+	if (call->path >= 0 && !self->event.file)
+		self->event.file = named(self, self->path, self->dirfd, has_peer(call));
+	if (call->path2 >= 0) {
+		self->file2 = named(self, self->path2, self->dirfd2, true);
+		self->fd2 = -1;
+		self->offset2 = -1;
+	}
+	struct file *appended = (struct file *)self->position;
+	if (appended && ret > 0)
+		self->event.offset = BPF_CORE_READ(appended, f_pos) - ret;
+	if ((self->event.flags & DC_PEER) && self->file2 && !(self->file2 & UNWANTED))
+		self->event.file &= ~UNWANTED;
 }
 
 SEC("tp_btf/sys_exit")
@@ -181,25 +221,10 @@ int BPF_PROG(sys_exit, struct pt_regs *regs, long ret)
 	self->event.ret = ret;
 	if (killed(task, ret))
 		self->event.flags |= DC_UNFINISHED;
-	if ((call->bits & DC_RETURNS_FD) && ret >= 0) {
-		struct file *file = file_of(task, ret);
-		if (call->fd < 0)
-			self->event.fd = ret;
-		if (file && !self->event.file)
-			self->event.file = identify(self, file);
-	}
-	if (call->path >= 0 && !self->event.file)
-		self->event.file = named(self, self->path, self->dirfd);
-	if (call->path2 >= 0) {
-		self->file2 = named(self, self->path2, self->dirfd2);
-		self->fd2 = -1;
-		self->offset2 = -1;
-	}
-	struct file *appended = (struct file *)self->position;
-	if (appended && ret > 0)
-		self->event.offset = BPF_CORE_READ(appended, f_pos) - ret;
-	finish(&self->event);
-	if (self->event.flags & DC_PEER)
+	if (!(call->bits & DC_LEAN))
+		add_details(self, task, call, ret);
+	bool kept = self->event.flags & DC_UNFINISHED ? finish_open(&self->event) : finish(&self->event);
+	if (kept && (self->event.flags & DC_PEER))
 		emit_peer(self);
 	self->event.func = 0;
 	return 0;

@@ -97,13 +97,33 @@ static __always_inline struct dc_task *traced(struct task_struct *task)
 	return self ? join(task, self->is) : 0;
 }
 
-/* Is this cgroup (of version 2) the job's, or below it? */
+/* Ids are unique in one hierarchy only: version 2's. A job's name is its own in all of them. */
+__noinline int is_job(__u64 address)
+{
+	struct kernfs_node *node = (void *)address;
+	__u64 name[DC_JOB_NAME_MAX / 8] = {};
+
+	if (config.job_cgroup)
+		return BPF_CORE_READ(node, id) == config.job_cgroup;
+	bpf_probe_read_kernel_str(name, sizeof(name), BPF_CORE_READ(node, name));
+	for (int i = 0; i < DC_JOB_NAME_MAX / 8; i++)
+		if (name[i] != ((const volatile __u64 *)config.job_name)[i])
+			return 0;
+	return 1;
+}
+
+static __always_inline bool selects_job(void)
+{
+	return config.job_cgroup || config.job_name[0];
+}
+
+/* Is this cgroup the job's, or below it? */
 static __always_inline bool below(struct cgroup *group)
 {
 	struct cgroup_subsys_state *css = &((struct cgroup___self *)group)->self;
 
 	for (int i = 0; i < 24 && css; i++) {
-		if (BPF_CORE_READ(css, cgroup, kn, id) == config.job_cgroup)
+		if (is_job((__u64)BPF_CORE_READ(css, cgroup, kn)))
 			return true;
 		css = BPF_CORE_READ(css, parent);
 	}

@@ -110,7 +110,7 @@ __noinline int emit_unfinished_usdt(struct dc_task *self, struct dc_usdt *usdt)
 			.flags = usdt->stack[i].flags | DC_UNFINISHED, .pid = self->event.pid,
 			.tid = self->event.tid,
 		};
-		emit(&event);
+		finish_open(&event);
 	}
 	usdt->depth = 0;
 	return 0;

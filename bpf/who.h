@@ -35,7 +35,7 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	struct dc_task *mine = traced(parent);
 	__u32 is = mine ? mine->is : 0;
 
-	if (config.job_cgroup && in_job(child))
+	if (selects_job() && in_job(child))
 		is |= DC_IN_JOB;
 	if (!is)
 		return 0;
@@ -85,7 +85,7 @@ int BPF_PROG(on_exit, struct task_struct *task)
 SEC("tp_btf/cgroup_attach_task")
 int BPF_PROG(on_cgroup, struct cgroup *to, const char *path, struct task_struct *task)
 {
-	if (config.job_cgroup && in_job(task)) { /* version 1's ids are another number space */
+	if (config.job_name[0] ? below(to) : config.job_cgroup && in_job(task)) {
 		struct dc_task *self = join(task, DC_IN_JOB);
 		if (self && task->pid == task->tgid)
 			emit_process(self, task, DC_START);
@@ -99,7 +99,7 @@ int mark_job(struct bpf_iter__task *ctx)
 {
 	struct task_struct *task = ctx->task;
 
-	if (task && config.job_cgroup && in_job(task)) {
+	if (task && selects_job() && in_job(task)) {
 		struct dc_task *self = join(task, DC_IN_JOB);
 		if (self && task->pid == task->tgid)
 			emit_process(self, task, DC_START);

@@ -12,7 +12,7 @@ Columns and their units are those of docs/trace-format.md; every table has besid
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from datacrumbs.analysis.compare import Comparison
+    from datacrumbs.analysis.explanation import Explanation
     from datacrumbs.analysis.model import Summary
 
 
@@ -124,6 +125,34 @@ class Run:
         from datacrumbs.analysis.summary import summarise
 
         return summarise(self.trace, top=top)
+
+    def explain(
+        self,
+        call: str | None = None,
+        *,
+        layer: str | None = None,
+        path: str | None = None,
+        pids: Iterable[int] = (),
+        ranks: Iterable[int] = (),
+        hosts: Iterable[str] = (),
+        top: int | None = None,
+    ) -> Explanation:
+        """What ``datacrumbs_explain --format json`` says; arguments are those of its options.
+
+        Raises `datacrumbs.errors.BadInputError` for what is not in the trace.
+        """
+        from datacrumbs.analysis.explain import explain
+        from datacrumbs.analysis.selection import Selection
+
+        selection = Selection(
+            call=call,
+            layer=layer,
+            path=path,
+            pids=frozenset(pids),
+            ranks=frozenset(ranks),
+            hosts=frozenset(hosts),
+        )
+        return explain(self.trace, selection, top=top)
 
     def compare(self, other: Run, *, top: int | None = None) -> Comparison:
         """What ``datacrumbs_compare`` says of this run (first) and ``other`` (second)."""

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,6 +47,55 @@ class Signing(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_clients_per_user: Annotated[int, Meta(ge=1, le=1024)] = 128
 
 
+class KernelArguments(StrEnum):
+    """Which arguments of kernel functions may be captured."""
+
+    NONE = "none"
+    NUMBERS = "numbers"  # no pointers: neither what they lead to nor where
+    ALL = "all"
+
+
+KERNEL_FUNCTIONS = (
+    *("vfs_*", "do_sys_open*", "do_filp_open", "file_*", "generic_file_*", "generic_perform_write"),
+    *(
+        "iomap_*",
+        "filemap_*",
+        "__filemap_*",
+        "mm_filemap_*",
+        "folio_*",
+        "page_cache_*",
+        "pagecache_*",
+    ),
+    *(
+        "readahead_*",
+        "force_page_cache_ra",
+        "ondemand_readahead",
+        "mpage_*",
+        "block_*",
+        "__block_*",
+    ),
+    *("dax_*", "write_cache_pages", "do_writepages", "writeback_*", "__writeback_*", "wb_*"),
+    *("balance_dirty_pages*", "sync_file*", "sync_inode*", "sync_blockdev*", "sync_dirty_*"),
+    *("submit_bio*", "bio_*", "__bio_*", "blk_*", "__blk_*", "blkdev_*", "io_read", "io_write"),
+    *("ext4_*", "__ext4_*", "jbd2_*", "__jbd2_*", "xfs_*", "__xfs_*", "btrfs_*", "__btrfs_*"),
+    *("f2fs_*", "nfs_*", "nfs4_*", "rpc_*", "fuse_*", "ovl_*", "ceph_*", "cifs_*", "smb2_*"),
+    *(
+        "netfs_*",
+        "ll_*",
+        "lov_*",
+        "osc_*",
+        "mdc_*",
+        "cl_*",
+        "ptlrpc_*",
+        "vvp_*",
+        "gpfs*",
+        "FhgfsOps_*",
+    ),
+    *("nvme_*", "scsi_*", "sd_*", "dm_*", "md_*", "io_uring_*"),
+)
+"""File systems, page cache, block layer and their drivers: see system.yaml for why no more."""
+
+
 class Policy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What the signing service signs."""
 
@@ -54,6 +104,10 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_lifetime_s: Positive = 30 * 24 * 3600
     binaries: tuple[str, ...] = ("/*",)
     syscalls: tuple[str, ...] = ("*",)
+    kernel_functions: tuple[str, ...] = KERNEL_FUNCTIONS
+    kernel_arguments: KernelArguments = KernelArguments.NUMBERS
+    max_argument_bytes: Annotated[int, Meta(ge=0, le=1536)] = 512
+    custom: bool = False
 
 
 class Ring(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -62,6 +116,13 @@ class Ring(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     total_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 36)] = 128 << 20
     cpus_per_ring: Annotated[int, Meta(ge=1, le=1024)] = 4
     strings_bytes: Annotated[int, Meta(ge=1 << 16, le=1 << 30)] = 8 << 20
+
+
+class Profile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Profile mode: how often its sums are taken, and room for them."""
+
+    interval_s: Annotated[float, Meta(ge=0.1, le=60)] = 1.0
+    entries: Annotated[int, Meta(ge=1024, le=1 << 22)] = 65_536
 
 
 class Segment(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -78,20 +139,38 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     files: Positive = 1 << 20
 
 
+class OnError(StrEnum):
+    """What becomes of a job that was to be traced and cannot be."""
+
+    CONTINUE = "continue"
+    FAIL = "fail"
+
+
+class Jobs(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Tracing the jobs of a scheduler."""
+
+    on_error: OnError = OnError.CONTINUE
+    start_timeout_s: Annotated[float, Meta(gt=0, le=600)] = 10.0
+    stop_timeout_s: Annotated[float, Meta(gt=0, le=600)] = 30.0
+
+
 class SystemConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All of ``system.yaml``; every key has a default."""
 
     trace_dir: str = "{home}/datacrumbs"
     run_dir: Absolute = "/run/datacrumbs"
     log_dir: Absolute = "/var/log/datacrumbs"
+    state_dir: Absolute = "/var/lib/datacrumbs"
     cluster: str = ""
     client_library: str = ""
     keys: Keys = Keys()
     signing: Signing = Signing()
     policy: Policy = Policy()
     ring: Ring = Ring()
+    profile: Profile = Profile()
     segment: Segment = Segment()
     limits: Limits = Limits()
+    jobs: Jobs = Jobs()
 
     def trace_root(self, *, user: str, home: str, uid: int, run_id: str, host: str) -> Path:
         """The directory that holds runs, with the pattern's fields filled in."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from datacrumbs.errors import BadInputError
+from datacrumbs.errors import BadInputError, UserError
 
 RUN_ID_MAX = 63
 _RUN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -76,3 +76,44 @@ def ready_file(run_dir: Path, run_id: str) -> Path:
 def lock_file(run_dir: Path, run_id: str) -> Path:
     """The file whose lock the run's daemon holds, so that an id is never used twice at once."""
     return run_dir / f"datacrumbs-{run_id}.lock"
+
+
+def make_public_dir(path: Path) -> None:
+    """Make sure of a directory that everybody may look into and only root may write.
+
+    Raises `UserError` when others may, and OSError.
+    """
+    if not path.exists():
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(0o755)  # whatever the umask took away
+    status = path.stat()
+    if status.st_uid != 0 or status.st_mode & 0o022:
+        raise UserError(
+            f"{path}: others than root can write there",
+            hint=f"chown root {path} && chmod 755 {path}",
+        )
+
+
+def make_run_dir(run_dir: Path) -> None:
+    """Make sure of the run directory, or raise `UserError`."""
+    try:
+        make_public_dir(run_dir)
+    except OSError as error:
+        raise UserError(
+            f"{run_dir}: {error.strerror}", hint="set run_dir in system.yaml"
+        ) from error
+
+
+def env_file(run_dir: Path, run_id: str) -> Path:
+    """What the run's unit is started with: named values, written by root."""
+    return run_dir / f"datacrumbs-{run_id}.env"
+
+
+def probes_file(run_dir: Path, run_id: str) -> Path:
+    """Root's copy of a job's probe file."""
+    return run_dir / f"datacrumbs-{run_id}.probes"
+
+
+def failed_file(run_dir: Path, run_id: str) -> Path:
+    """Why a job is not traced on this host: one line, readable by the job's user."""
+    return run_dir / f"datacrumbs-{run_id}.failed"

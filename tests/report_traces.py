@@ -50,6 +50,19 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """One row of ``intervals``; ``durations`` are those of its calls."""
+
+    func: str
+    ts: int
+    durations: Sequence[int]
+    dur: int = 1_000_000_000
+    pid: int = 100
+    errors: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class File:
     """One row of ``files``."""
 
@@ -80,6 +93,7 @@ def write_host(
     files: Iterable[File] = (),
     processes: Iterable[tuple[int, int, str, str]] = ((0, 100, "start", "app"),),
     peers: Iterable[tuple[int, int, int]] = (),
+    intervals: Sequence[Interval] = (),
     segment_events: int = 1000,
     state: State = State.COMPLETE,
     **changes: Any,
@@ -93,6 +107,7 @@ def write_host(
     directory.mkdir(parents=True)
     writer = TraceWriter(directory, segment_events=segment_events)
     write_tables(writer, functions, files, processes, peers)
+    _write(writer, "intervals", [_interval_row(interval) for interval in intervals])
     events = as_events(calls)
     writer.write_events(events)
     if state is State.COMPLETE:
@@ -100,7 +115,8 @@ def write_host(
         changes.setdefault("stopped_ns", 1_700_000_010_000_000_000)
     else:
         writer.flush()
-    changes.setdefault("counts", Counts(events=len(events)))
+    profiled = sum(len(interval.durations) for interval in intervals)
+    changes.setdefault("counts", Counts(events=len(events), profiled=profiled))
     write_run_info(directory, run_info(state=state, **changes))
     return writer
 
@@ -122,6 +138,14 @@ def write_tables(
     rows_of = [(ts, pid, what, 1, comm, f"/bin/{comm}", 0) for ts, pid, what, comm in processes]
     _write(writer, "processes", rows_of)
     _write(writer, "peers", [(ts, tid, file, -1, -1) for ts, tid, file in peers])
+
+
+def _interval_row(interval: Interval) -> tuple[Any, ...]:
+    powers = [max(0, dur.bit_length() - 1) for dur in interval.durations]
+    histogram = [powers.count(power) for power in range(max(powers) + 1)]
+    who = (interval.ts, interval.dur, interval.pid, FUNC[interval.func])
+    sums = (sum(interval.durations), max(interval.durations), interval.bytes, histogram)
+    return (*who, len(powers), interval.errors, *sums)
 
 
 def _layer_name(name: str) -> tuple[str, str, str, str]:

@@ -9,6 +9,7 @@ so that parts can be added in any order to the same result.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,6 +61,7 @@ class SlowCall:
     ts: int
     func: int
     process: int
+    pid: int
     tid: int
     file: int
     offset: int
@@ -77,7 +79,8 @@ class Attribution:
 
     ``cells`` by context and bucket: count, and time (of targets their length, of others what
     they cover of the call around them). ``present`` by target function, entry and bucket: in
-    how many targets. ``unfinished`` by function: count and time; ``sums``: bytes, failed.
+    how many targets. ``unfinished`` by function: count and time; ``stuck``: by function and the
+    innermost unfinished one on the same thread, on how many threads. ``sums``: bytes, failed.
     ``later`` by target function, work and bucket: targets, pieces, time. ``work`` by function
     of asynchronous work: count, time, how many of no known file.
     """
@@ -91,6 +94,7 @@ class Attribution:
     later: dict[tuple[int, int, int], tuple[int, int, int]]
     work: dict[int, tuple[int, int, int]]
     unfinished: dict[int, tuple[int, int]]
+    stuck: dict[tuple[int, int], int]
     sums: dict[int, tuple[int, int]]
     slowest: dict[int, list[SlowCall]]
     events: int
@@ -178,7 +182,7 @@ class Attributor:
         self._present = KeySums("targets")
         self._pairs = np.zeros(0, np.int64)  # target row and entry, of open targets
         self._context: NDArray[Any] | None = None
-        self._unfinished = KeySums("count", "time_ns")
+        self._unfinished = _Unfinished(choice)
         self._sums = KeySums("moved", "failed")
         self._slowest = _Slowest()
         self.events = self.targets = self.orphans = self.overlapping = 0
@@ -200,7 +204,7 @@ class Attributor:
         self.targets += len(own)
         self._add_presence(batch, inside, root, context)
         self._add_targets(batch, own, root)
-        self._add_unfinished(batch, fresh[flags & EventFlag.UNFINISHED != 0])
+        self._unfinished.add(batch, fresh[flags & EventFlag.UNFINISHED != 0])
         alone = (batch.parent[fresh] < 0) & (flags & EventFlag.ASYNC == 0)
         self.orphans += int(np.count_nonzero(alone & self._kernel[batch.rows["func"][fresh]]))
         cut = batch.covered_ns[fresh] < batch.rows["dur"][fresh]
@@ -219,7 +223,8 @@ class Attributor:
             by_process=self.traits.by_process(),
             later=table(self.later.overlaps, *_THREE),
             work={func: sums for (func,), sums in table(self.later.work).items()},
-            unfinished={func: sums for (func,), sums in table(self._unfinished).items()},
+            unfinished={func: sums for (func,), sums in table(self._unfinished.sums).items()},
+            stuck=self._unfinished.stuck(),
             sums={func: sums for (func,), sums in table(self._sums).items()},
             slowest=self._slowest.result(),
             events=self.events,
@@ -284,15 +289,37 @@ class Attributor:
         self.traits.add(batch, own, bucket, before[before >= 0])
         self._slowest.add(batch, own)
 
-    def _add_unfinished(self, batch: Nested, rows: Index) -> None:
+
+class _Unfinished:
+    """Calls that had not returned: of the functions asked for, and where they were."""
+
+    def __init__(self, choice: Choice) -> None:
+        self.sums = KeySums("count", "time_ns")
+        self._choice = choice
+        self._open: list[tuple[Index, Index, Flags]] = []  # thread, function, asked for
+
+    def add(self, batch: Nested, rows: Index) -> None:
+        """New unfinished ``rows`` of ``batch``."""
+        if not len(rows):
+            return
         func = batch.rows["func"][rows].astype(np.intp)
-        mine = self._choice.is_target[func]
-        rows, func = rows[mine], func[mine]
-        mine = self._choice.fits(batch, rows)
+        asked: Flags = self._choice.is_target[func]
+        asked &= self._choice.fits(batch, rows)
         if self._choice.files is not None:
-            mine &= np.isin(batch.rows["file"][rows], self._choice.files)
-        dur_ns = batch.rows["dur"][rows[mine]]
-        self._unfinished.add(func[mine], count=1, time_ns=dur_ns)
+            asked &= np.isin(batch.rows["file"][rows], self._choice.files)
+        self.sums.add(func[asked], count=1, time_ns=batch.rows["dur"][rows[asked]])
+        self._open.append((batch.thread[rows], func, asked))
+
+    def stuck(self) -> dict[tuple[int, int], int]:
+        """How many threads are in a function asked for, by it and the innermost one there."""
+        if not self._open:
+            return {}
+        thread, func, asked = (np.concatenate(part) for part in zip(*self._open, strict=True))
+        last = np.full(int(thread.max()) + 1, 0, np.intp)
+        last[thread] = func  # by start, so that the last one stands
+        pairs = np.unique(np.stack([thread[asked], func[asked]]), axis=1)
+        found = Counter(zip(pairs[1].tolist(), last[pairs[0]].tolist(), strict=True))
+        return dict(found)
 
 
 class _Entries:
@@ -358,5 +385,5 @@ class _Slowest:
 
 def _slow_call(batch: Nested, row: int) -> SlowCall:
     rows = batch.rows
-    facts = {name: int(rows[name][row]) for name in ("ts", "func", "tid", *COLUMNS)}
+    facts = {name: int(rows[name][row]) for name in ("ts", "func", "pid", "tid", *COLUMNS)}
     return SlowCall(dur_ns=int(rows["dur"][row]), process=int(batch.process[row]), **facts)

@@ -29,6 +29,7 @@ from msgspec import Struct
 
 from datacrumbs.analysis.keys import Numbers
 from datacrumbs.analysis.model import FileSummary, FunctionSummary, Summary
+from datacrumbs.analysis.quantiles import by_power
 from datacrumbs.analysis.summary import summarise_with_durations
 from datacrumbs.trace.reader import Trace
 
@@ -107,9 +108,10 @@ class RunFacts(Struct, frozen=True, kw_only=True):
     run_id: str
     hosts: list[str]
     events: int
+    profiled: int
     lost: int
     wall_ns: int
-    unoverlapped_ns: int
+    unoverlapped_ns: int | None
     io_ns: int
     bytes_read: int
     bytes_written: int
@@ -228,6 +230,8 @@ def _function(
 ) -> FunctionChange:
     found = None
     if durations_a is not None and durations_b is not None and durations_a.any():
+        if (a and a.profiled) or (b and b.profiled):  # or powers of two would differ from values
+            durations_a, durations_b = by_power(durations_a), by_power(durations_b)
         found = distributions(durations_a, durations_b) if durations_b.any() else None
     time_a, time_b = a.time_ns if a else 0, b.time_ns if b else 0
     if a and b:

@@ -34,6 +34,7 @@ from datacrumbs.analysis.explanation import (
     LaterWork,
     Part,
     SlowCall,
+    Stuck,
 )
 from datacrumbs.analysis.functions import Flags, Functions
 from datacrumbs.analysis.hosts import clock_of, host_facts, host_notes, missing_hosts
@@ -51,6 +52,9 @@ from datacrumbs.trace.runfile import State
 
 QUANTILE_ERROR = 0.06
 """Quantiles are the mean of a bucket of lengths, whose ends are 9 to 12 % apart."""
+
+WORTH_WORKERS = 1_000_000
+"""Of fewer events all hosts are read here: a worker takes half a second to start."""
 
 SLOWEST_SHOWN = 3
 """The longest calls of each function, looked at one by one."""
@@ -87,17 +91,18 @@ def explanation_of(
     homes: list[_Home] = []
     targets = Targets()
     for host, part in zip(hosts, parts, strict=True):
-        homes.append(_Home.of(host, part, ranks))
-        homes[-1].add_to(targets, part)
+        home = _Home.of(host, part, ranks)
+        home.add_to(targets, part)
+        homes.append(home.light(part))
     return _explanation(trace, homes, targets, selection, top)
 
 
 @dataclass(frozen=True, slots=True)
 class _Home:
-    """A host with its sums, and what its numbers stand for."""
+    """A host, what its numbers stand for, and of its sums the few that are about all of it."""
 
     trace: HostTrace
-    part: Attribution
+    counts: dict[str, int]
     functions: Functions
     processes: list[Process]
     paths: dict[int, str]
@@ -109,7 +114,13 @@ class _Home:
         paths = zip(files["file"].to_pylist(), files["path"].to_pylist(), strict=True)
         processes = ProcessIndex(host.table("processes")).processes()
         functions = Functions(host.table("functions"))
-        return cls(host, part, functions, processes, dict(paths), ranks)
+        counts = {name: getattr(part, name) for name in _COUNTS}
+        return cls(host, counts, functions, processes, dict(paths), ranks)
+
+    def light(self, part: Attribution) -> _Home:
+        """With the paths of the slowest calls only: there may be many hosts."""
+        slow = {call.file for calls in part.slowest.values() for call in calls}
+        return replace(self, paths={file: self.path_of(file) for file in slow})
 
     def add_to(self, targets: Targets, part: Attribution) -> None:
         targets.add(self.trace.host, part, self.functions, self.who, self.path_of)
@@ -119,10 +130,14 @@ class _Home:
         if number >= len(self.processes):  # not in the table; all of those are one
             return Who(host, 0, None, "")
         process = self.processes[number]
-        return Who(host, process.pid, self.ranks.get((host, number)), process.comm)
+        rank = self.ranks.get((host, number)) if len(self.ranks) > 1 else None
+        return Who(host, process.pid, rank, process.comm)
 
     def path_of(self, file: int) -> str:
         return self.paths.get(file, f"<file {file:x}>")
+
+
+_COUNTS = ("events", "orphans", "overlapping", "targets")
 
 
 def on_each(
@@ -134,7 +149,7 @@ def on_each(
     """
     workers = min(len(hosts), len(os.sched_getaffinity(0)))
     told = progress or (lambda _: None)
-    if workers < 2:
+    if workers < 2 or sum(host.count() for host in hosts) < WORTH_WORKERS:
         yield from (work(host, progress=told) for host in hosts)
         return
     # fork is not safe beside the threads of pyarrow
@@ -200,15 +215,11 @@ def _explanation(
     trace: Trace, homes: list[_Home], targets: Targets, selection: Selection, top: int | None
 ) -> Explanation:
     runs = [home.trace.run for home in homes if home.trace.run]
-    parts = [home.part for home in homes]
-    facts = [host_facts(home.trace, home.part.events) for home in homes]
+    facts = [host_facts(home.trace, home.counts["events"]) for home in homes]
     ordered = sorted(targets.by_key.values(), key=lambda t: (-t.time_ns, t.key))
     whole_ns = sum(target.time_ns for target in ordered)
     by_name = {home.trace.host: home for home in homes}
-    sums = {
-        name: sum(getattr(part, name) for part in parts)
-        for name in ("events", "orphans", "overlapping", "targets")
-    }
+    sums = {name: sum(home.counts[name] for home in homes) for name in _COUNTS}
     lost = sum(run.counts.lost for run in runs)
     return Explanation(
         run_id=runs[0].run_id if runs else trace.path.name,
@@ -239,6 +250,8 @@ def _notes(lost: int, sums: dict[str, int], found: int) -> list[str]:
     orphans, overlapping = sums["orphans"], sums["overlapping"]
     if sums["events"] and not found:
         notes.append("No call of the trace is among those asked for.")
+    if not sums["events"]:
+        notes.append("There are no calls in the trace: see datacrumbs_report.")
     if lost:
         notes.append(
             f"{lost} events were lost: where one is missing, the time of its call counts for the "
@@ -265,6 +278,10 @@ def _explained(target: Target, whole_ns: int, homes: dict[str, _Home]) -> Explai
         failed=target.failed,
         unfinished=target.unfinished,
         unfinished_ns=target.unfinished_ns,
+        stuck_in=[
+            Stuck(layer=key.layer, name=key.name, threads=threads)
+            for key, threads in target.stuck.most_common()
+        ],
         time_ns=time_ns,
         share=_share(time_ns, whole_ns),
         mean_ns=round(_share(time_ns, count)),
@@ -353,7 +370,7 @@ def _slow_call(
     self_ns = {p: int(values.sum()) for p, values in found.self_ns().items()} if found else {}
     return SlowCall(
         host=host,
-        pid=who.pid,
+        pid=call.pid,
         tid=call.tid,
         rank=who.rank,
         start_ns=int(clock.to_real_ns(np.array([call.ts]))[0]) if clock else None,

@@ -134,6 +134,14 @@ class SlowCall(Struct, frozen=True, kw_only=True):
     inside: list[Inner]
 
 
+class Stuck(Struct, frozen=True, kw_only=True):
+    """Where calls that had not returned were: the innermost unfinished one of the thread."""
+
+    layer: str
+    name: str
+    threads: int
+
+
 class Explained(Struct, frozen=True, kw_only=True):
     """All targets of one function. ``share`` is of the time of all targets."""
 
@@ -143,6 +151,7 @@ class Explained(Struct, frozen=True, kw_only=True):
     failed: int
     unfinished: int
     unfinished_ns: int
+    stuck_in: list[Stuck]
     time_ns: int
     share: float
     mean_ns: int

@@ -74,6 +74,11 @@ def host_notes(trace: Trace, facts: list[HostFacts]) -> list[str]:
         notes.append(f"Nothing here from {_listed(missing)}, which the job ran on too.")
     if cut := [host.host for host in facts if host.state is State.CUT_OFF]:
         notes.append(f"Cut off: {_listed(cut)}; what happened last there is not in the trace.")
+    if profiled := sum(host.run.counts.profiled for host in trace.hosts if host.run):
+        notes.append(
+            f"{profiled} calls were added up in profile mode and are no events: they are not in "
+            "what follows, datacrumbs_report has them."
+        )
     if len(facts) > 1:
         notes += _clock_notes(facts)
     return notes

@@ -8,7 +8,11 @@ How things are counted:
   it count once; that of a process is the sum over its threads. It leaves out waiting (poll,
   select, epoll) and unfinished calls, which have numbers of their own.
 - *Unoverlapped* is how long at least one thread of the host was in I/O; of several hosts, the
-  sum.
+  sum. None where that is not known, because all I/O was profiled.
+- *Profiled* calls (``mode: profile``) were added up in the kernel: ``profiled`` says how many of
+  ``count`` they are. It is not known which were part of which, so a process's time in I/O is
+  that of its traced calls or of the profiled layer with most, whichever is more. Files, access
+  sizes and threads are those of traced calls.
 - Bytes: see `datacrumbs.analysis.functions`.
 """
 
@@ -16,7 +20,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from datacrumbs.trace.runfile import Counts, LostBy, Mechanism, Skipped, State
+from datacrumbs.trace.runfile import Counts, FilteredBy, LostBy, Mechanism, Skipped, State
 
 
 class FunctionSummary(Struct, frozen=True, kw_only=True):
@@ -25,6 +29,7 @@ class FunctionSummary(Struct, frozen=True, kw_only=True):
     layer: str
     name: str
     count: int
+    profiled: int
     errors: int
     unfinished: int
     time_ns: int
@@ -38,7 +43,8 @@ class FunctionSummary(Struct, frozen=True, kw_only=True):
 
 
 class LayerSummary(Struct, frozen=True, kw_only=True):
-    """One layer. ``time_ns`` sums its functions; ``io_ns`` is the union per thread, summed.
+    """One layer. ``time_ns`` sums its functions; ``io_ns`` is the union per thread, summed, of
+    a profiled layer the sum.
 
     ``functions`` could be called (were attached), ``called`` were.
     """
@@ -47,6 +53,7 @@ class LayerSummary(Struct, frozen=True, kw_only=True):
     functions: int
     called: int
     count: int
+    profiled: int
     errors: int
     unfinished: int
     time_ns: int
@@ -57,7 +64,8 @@ class LayerSummary(Struct, frozen=True, kw_only=True):
 
 class ProcessSummary(Struct, frozen=True, kw_only=True):
     """One process; ``rank``: see `datacrumbs.analysis.ranks`. Times are sums over its
-    ``threads``, but ``unoverlapped_ns``: how long one of them or more was in I/O."""
+    ``threads`` (of which profiled calls do not tell), but for ``unoverlapped_ns``: how long one
+    of them or more was in I/O that was traced."""
 
     host: str
     pid: int
@@ -145,11 +153,15 @@ class AccessSummary(Struct, frozen=True, kw_only=True):
 
 
 class HostSummary(Struct, frozen=True, kw_only=True):
-    """One host's part of the run; first call and last return are of its monotonic clock."""
+    """One host's part of the run; first call and last return are of its monotonic clock.
+
+    ``clock_residual_ns``: see `hosts.HostFacts`.
+    """
 
     host: str
     state: State
     kernel: str
+    clock_residual_ns: int | None
     mechanisms: list[Mechanism]
     counts: Counts
     first_call_ns: int
@@ -157,8 +169,8 @@ class HostSummary(Struct, frozen=True, kw_only=True):
     wall_ns: int
     io_ns: int
     wait_ns: int
-    unoverlapped_ns: int
-    unoverlapped_share: float
+    unoverlapped_ns: int | None
+    unoverlapped_share: float | None
     bytes_read: int
     bytes_written: int
 
@@ -167,7 +179,8 @@ class Summary(Struct, frozen=True, kw_only=True):
     """All of a report. ``started_ns`` and ``stopped_ns`` are CLOCK_REALTIME.
 
     ``wall_ns`` is from the first host's start to the last one's end, ``host_wall_ns`` the sum
-    over hosts, of which ``unoverlapped_share`` is the share. Lists are sorted by time, falling;
+    over hosts, of which ``unoverlapped_share`` is the share. There are ``events`` and, apart from
+    them, ``profiled`` calls; ``profiled_layers`` have such. Lists are sorted by time, falling;
     ``files_total`` and ``processes_total`` say how many there are where a list is cut short.
     """
 
@@ -175,9 +188,12 @@ class Summary(Struct, frozen=True, kw_only=True):
     user: str
     state: State
     events: int
+    profiled: int
+    profiled_layers: list[str]
     lost: int
     lost_by: LostBy
     filtered: int
+    filtered_by: FilteredBy
     unfinished: int
     bytes_on_disk: int
     started: str | None
@@ -187,12 +203,13 @@ class Summary(Struct, frozen=True, kw_only=True):
     host_wall_ns: int
     io_ns: int
     wait_ns: int
-    unoverlapped_ns: int
-    unoverlapped_share: float
+    unoverlapped_ns: int | None
+    unoverlapped_share: float | None
     bytes_read: int
     bytes_written: int
     quantile_error: float
     notes: list[str]
+    missing_hosts: list[str]
     skipped: list[Skipped]
     hosts: list[HostSummary]
     layers: list[LayerSummary]

@@ -17,6 +17,10 @@ ERROR_BOUND = 2.0 ** -(_BITS + 1)
 BUCKETS = 63 * 2**_BITS + 1
 """Bucket 0 holds 0, the rest the values from 1 up to 2**63."""
 
+POWER_ERROR_BOUND = 0.34
+"""The same for values of 16 and more of which only the power of two is known: 4/3 of the power
+stands for all of them, the value that is off by a third at either end."""
+
 _SHIFT = 52 - _BITS
 _FIRST = 1023 << _BITS  # what 1.0 gives
 
@@ -55,6 +59,14 @@ def bucket_middle(bucket: int) -> int:
     return middle
 
 
+def by_power(counts: Numbers) -> Numbers:
+    """A histogram with only the powers of two told apart, as of profiled calls."""
+    whole = np.zeros_like(counts)
+    whole[0] = counts[0]
+    whole[1 :: 2**_BITS] = counts[1:].reshape(-1, 2**_BITS).sum(axis=1)
+    return whole
+
+
 class Histograms:
     """A histogram for each of many series, numbered densely: 16 KB each."""
 
@@ -66,6 +78,13 @@ class Histograms:
         if len(series):
             self._counts = grow(self._counts, int(series.max()) + 1)
             np.add.at(self._counts.reshape(-1), series * BUCKETS + bucket_of(values), 1)
+
+    def add_powers(self, series: Index, powers: Index, counts: Numbers) -> None:
+        """Count ``counts[i]`` values from 2**powers[i] up to twice that, of series[i]."""
+        if len(series):
+            self._counts = grow(self._counts, int(series.max()) + 1)
+            buckets = 1 + (np.minimum(powers, 62) << _BITS) + 2**_BITS // 3
+            np.add.at(self._counts.reshape(-1), series * BUCKETS + buckets, counts)
 
     def counts(self, number: int) -> Numbers:
         """The buckets of one series; `BUCKETS` zeros if nothing was added to it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from datacrumbs.analysis.files import (
     top_files,
 )
 from datacrumbs.analysis.functions import UNKNOWN_LAYER
+from datacrumbs.analysis.hosts import HostFacts, host_facts, host_notes, missing_hosts
 from datacrumbs.analysis.keys import Numbers
 from datacrumbs.analysis.model import (
     AccessSummary,
@@ -30,12 +31,13 @@ from datacrumbs.analysis.model import (
     Summary,
 )
 from datacrumbs.analysis.order import in_order
-from datacrumbs.analysis.quantiles import ERROR_BOUND, quantile
+from datacrumbs.analysis.quantiles import ERROR_BOUND, POWER_ERROR_BOUND, quantile
 from datacrumbs.analysis.ranks import Ranks, ranks_of
 from datacrumbs.analysis.tally import COLUMNS, SIZE_CLASSES, AccessTally, HostTally
 from datacrumbs.trace.clocks import RealtimeClock
 from datacrumbs.trace.reader import HostTrace, Trace
-from datacrumbs.trace.runfile import Counts, LostBy, Skipped, State
+from datacrumbs.trace.runfile import Counts, FilteredBy, LostBy, Skipped, State
+from datacrumbs.trace.schema import INTERVALS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,6 +75,8 @@ def _read(host: HostTrace, ranks: Ranks) -> tuple[_HostPart, pa.Table]:
     tally = HostTally.of(*(host.table(t) for t in ("functions", "processes", "peers")))
     for rows in in_order(host, COLUMNS):
         tally.add(rows)
+    for batch in host.batches(INTERVALS):
+        tally.add_intervals(batch)
     return _HostPart(host, tally, ranks), named_files(tally.by_file, host.table("files"))
 
 
@@ -82,7 +86,7 @@ class _HostPart:
     def __init__(self, trace: HostTrace, tally: HostTally, ranks: Ranks) -> None:
         self.trace = trace
         self.first_ns, self.last_ns = tally.first_ns, tally.last_ns
-        self.events = tally.events
+        self.events, self.profiled = tally.events, tally.profiled
         self.started_ns, self.stopped_ns = _span(trace, tally)
         self.unoverlapped_ns = tally.time.unoverlapped_ns
         self.processes = _processes(trace.host, tally, ranks)
@@ -98,11 +102,15 @@ class _HostPart:
         unfinished = sum(int(row["unfinished"]) for row in self.functions.values())
         return Counts(
             events=self.events,
+            profiled=self.profiled,
             lost=said.lost,
             filtered=said.filtered,
             unfinished=unfinished,
             bytes_written=said.bytes_written,
         )
+
+    def facts(self) -> HostFacts:
+        return host_facts(self.trace, self.events)
 
     def summary(self) -> HostSummary:
         wall_ns = self.stopped_ns - self.started_ns
@@ -110,13 +118,14 @@ class _HostPart:
             host=self.trace.host,
             state=self.trace.state,
             kernel=self.trace.run.kernel if self.trace.run else "",
+            clock_residual_ns=self.facts().clock_residual_ns,
             mechanisms=self.trace.run.mechanisms if self.trace.run else [],
             counts=self.counts(),
             first_call_ns=self.first_ns,
             last_return_ns=self.last_ns,
             wall_ns=wall_ns,
             unoverlapped_ns=self.unoverlapped_ns,
-            unoverlapped_share=_share(self.unoverlapped_ns, wall_ns),
+            unoverlapped_share=_known_share(self.unoverlapped_ns, wall_ns),
             **{
                 name: sum(getattr(process, name) for process in self.processes)
                 for name in ("io_ns", "wait_ns", "bytes_read", "bytes_written")
@@ -132,7 +141,7 @@ def _span(trace: HostTrace, tally: HostTally) -> tuple[int, int]:
     if run.stopped_ns is not None:
         return run.started_ns, run.stopped_ns
     known = [run.started_ns, *(pair.real_ns for pair in run.clocks)]
-    if run.clocks and tally.events:
+    if run.clocks and (tally.events or tally.profiled):
         last = RealtimeClock(run.clocks).to_real_ns(np.array([tally.last_ns]))
         known.append(int(last[0]))
     return run.started_ns, max(known)
@@ -226,7 +235,7 @@ class _Functions:
         attached = self._attached | {(f.layer, f.name) for f in called}
         sums = {
             key: sum(getattr(f, key) for f in called)
-            for key in ("count", "errors", "unfinished", "time_ns", "bytes")
+            for key in ("count", "profiled", "errors", "unfinished", "time_ns", "bytes")
         }
         return LayerSummary(
             layer=name,
@@ -266,8 +275,11 @@ def _summary(
     counts = [host.counts for host in hosts]
     totals = {
         name: sum(getattr(host, name) for host in hosts)
-        for name in ("io_ns", "wait_ns", "unoverlapped_ns", "bytes_read", "bytes_written")
+        for name in ("io_ns", "wait_ns", "bytes_read", "bytes_written")
     }
+    unoverlapped_ns = _unoverlapped_ns(hosts)
+    layers = functions.layers()
+    profiled = sum(c.profiled for c in counts)
     host_wall_ns = sum(host.wall_ns for host in hosts)
     started_ns = min((run.started_ns for run in runs), default=None)
     return Summary(
@@ -275,12 +287,11 @@ def _summary(
         user=runs[0].user if runs else "",
         state=_state(hosts),
         events=sum(c.events for c in counts),
+        profiled=profiled,
+        profiled_layers=[layer.layer for layer in layers if layer.profiled],
         lost=sum(c.lost for c in counts),
-        lost_by=LostBy(
-            ring=sum(run.lost_by.ring for run in runs),
-            strings=sum(run.lost_by.strings for run in runs),
-            disk=sum(run.lost_by.disk for run in runs),
-        ),
+        lost_by=_added(LostBy, [run.lost_by for run in runs]),
+        filtered_by=_added(FilteredBy, [run.filtered_by for run in runs]),
         filtered=sum(c.filtered for c in counts),
         unfinished=sum(c.unfinished for c in counts),
         bytes_on_disk=_bytes_on_disk(trace),
@@ -289,12 +300,15 @@ def _summary(
         stopped_ns=_stopped_ns(parts),
         wall_ns=_wall_ns(parts),
         host_wall_ns=host_wall_ns,
-        unoverlapped_share=_share(totals["unoverlapped_ns"], host_wall_ns),
-        quantile_error=ERROR_BOUND,
-        notes=_notes(parts, functions, processes),
+        unoverlapped_ns=unoverlapped_ns,
+        unoverlapped_share=_known_share(unoverlapped_ns, host_wall_ns),
+        quantile_error=POWER_ERROR_BOUND if profiled else ERROR_BOUND,
+        notes=host_notes(trace, [part.facts() for part in parts])
+        + _notes(parts, functions, processes),
+        missing_hosts=missing_hosts(trace),
         skipped=_skipped(parts),
         hosts=hosts,
-        layers=functions.layers(),
+        layers=layers,
         functions=functions.functions(),
         processes_total=len(processes),
         processes=processes[:top],
@@ -306,6 +320,20 @@ def _summary(
         writes=_access([part.accesses[1] for part in parts]),
         **totals,
     )
+
+
+_Numbers = TypeVar("_Numbers", LostBy, FilteredBy)
+
+
+def _added(kind: type[_Numbers], parts: list[_Numbers]) -> _Numbers:
+    """The sums of all fields."""
+    return kind(**{name: sum(getattr(p, name) for p in parts) for name in kind.__struct_fields__})
+
+
+def _unoverlapped_ns(hosts: list[HostSummary]) -> int | None:
+    """The sum over hosts; None when it is not known of one."""
+    known = [host.unoverlapped_ns for host in hosts if host.unoverlapped_ns is not None]
+    return sum(known) if len(known) == len(hosts) else None
 
 
 def _state(hosts: list[HostSummary]) -> State:
@@ -393,8 +421,8 @@ def _notes(
     parts: list[_HostPart], functions: _Functions, processes: list[ProcessSummary]
 ) -> list[str]:
     """What the reader should know before the numbers, in whole sentences."""
-    if any(part.events for part in parts):
-        return _disagreements(parts)
+    if any(part.events or part.profiled for part in parts):
+        return [*_disagreements(parts), *_of_profiles(functions)]
     if not functions.attached():
         if any(part.trace.state is State.RUNNING for part in parts):
             return []  # a daemon that is ready has attached some: their names are on the way
@@ -412,14 +440,31 @@ def _notes(
 
 
 def _disagreements(parts: list[_HostPart]) -> list[str]:
-    """Complete traces that hold fewer events than the daemon wrote: files are missing."""
+    """Complete traces that hold less than the daemon wrote: files are missing."""
+    notes = []
+    for part in parts:
+        if part.trace.run and part.trace.state is State.COMPLETE:
+            said = part.trace.run.counts
+            for what, wrote, found in (
+                ("events", said.events, part.events),
+                ("profiled calls", said.profiled, part.profiled),
+            ):
+                if wrote != found:
+                    notes.append(
+                        f"{part.trace.host}: the daemon wrote {wrote} {what}, "
+                        f"{found} are here: files of the trace are missing."
+                    )
+    return notes
+
+
+def _of_profiles(functions: _Functions) -> list[str]:
+    """What is not known of layers in profile mode."""
+    layers = [layer.layer for layer in functions.layers() if layer.profiled]
+    if not layers:
+        return []
     return [
-        f"{part.trace.host}: the daemon wrote {part.trace.run.counts.events} events, "
-        f"{part.events} are here: files of the trace are missing."
-        for part in parts
-        if part.trace.run
-        and part.trace.state is State.COMPLETE
-        and part.trace.run.counts.events != part.events
+        f"Profile mode ({', '.join(layers)}): calls were added up, so their files, access sizes, "
+        f"threads and order are not known; p50 and p99 are to within {POWER_ERROR_BOUND:.0%}."
     ]
 
 
@@ -431,6 +476,10 @@ def _iso(real_ns: int | None) -> str | None:
 
 def _share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
+
+
+def _known_share(part: int | None, whole: int) -> float | None:
+    return None if part is None else _share(part, whole)
 
 
 def _per_second(size_bytes: int, time_ns: int) -> int:

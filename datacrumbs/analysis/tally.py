@@ -16,6 +16,7 @@ from datacrumbs.analysis.intervals import Union, Unions
 from datacrumbs.analysis.keys import Index, KeyIndex, Numbers, grow
 from datacrumbs.analysis.order import Columns
 from datacrumbs.analysis.processes import ProcessIndex
+from datacrumbs.analysis.profile import Profiled, ProfiledTime, profiled_of
 from datacrumbs.analysis.quantiles import Histograms
 from datacrumbs.trace.schema import EventFlag
 
@@ -105,7 +106,9 @@ class FunctionTally:
     """Per function: counts, time, bytes, and the durations for quantiles."""
 
     def __init__(self) -> None:
-        self._sums = Sums("count", "errors", "unfinished", "time_ns", "unfinished_ns", "bytes")
+        self._sums = Sums(
+            *("count", "profiled", "errors", "unfinished", "time_ns", "unfinished_ns", "bytes")
+        )
         self._max_ns = np.zeros(MAX_FUNCTIONS, np.int64)
         self._row = np.full(MAX_FUNCTIONS, -1, np.intp)
         self._numbers: list[int] = []
@@ -126,6 +129,16 @@ class FunctionTally:
         np.maximum.at(self._max_ns, row, dur_ns)
         self.durations.add(row, dur_ns)
 
+    def add_profiled(self, rows: Profiled) -> None:
+        row = self._rows(rows.func)
+        self._sums.add("count", row, rows.count)
+        self._sums.add("profiled", row, rows.count)
+        self._sums.add("errors", row, rows.errors)
+        self._sums.add("time_ns", row, rows.time_ns)
+        self._sums.add("bytes", row, rows.moved)
+        np.maximum.at(self._max_ns, row, rows.max_ns)
+        self.durations.add_powers(row[rows.row], rows.powers, rows.calls)
+
     def result(self) -> tuple[list[int], dict[str, Numbers]]:
         """The functions seen, and their sums in the same order (also ``max_ns``)."""
         count = len(self._numbers)
@@ -144,7 +157,9 @@ class FunctionTally:
 class TimeTally:
     """Time in I/O and waiting: of threads, layers, and of the host as a whole.
 
-    Unfinished calls have no time: what they were part of when the run ended is not known.
+    Unfinished calls have no time: what they were part of when the run ended is not known. Of
+    profiled calls, it is not known which were part of which: where a layer's sum is more than
+    what the traced calls of a process take together, it is that process's time.
     """
 
     def __init__(self, functions: Functions) -> None:
@@ -155,6 +170,7 @@ class TimeTally:
         self._processes = Unions()
         self._layers = Unions()
         self._all = Union()
+        self._profiled = ProfiledTime(functions)
 
     def add(self, calls: Calls) -> None:
         io = calls.where(self._functions.io[calls.func] & calls.finished)
@@ -171,13 +187,16 @@ class TimeTally:
             wait = calls.where(waiting)
             self._wait.add(self._thread(wait), wait.start, wait.end)
 
+    def add_profiled(self, rows: Profiled) -> None:
+        self._profiled.add(rows)
+
     def _thread(self, calls: Calls) -> Index:
         return self._threads.numbers(calls.process.astype(np.int64) << 32 | calls.tid)
 
     @property
-    def unoverlapped_ns(self) -> int:
-        """How long at least one thread was in I/O."""
-        return self._all.total_ns
+    def unoverlapped_ns(self) -> int | None:
+        """How long at least one thread was in I/O that was traced; None if all was profiled."""
+        return self._all.total_ns or (None if self._profiled.seen else 0)
 
     def by_process(self, count: int) -> tuple[Numbers, Numbers]:
         """Time in I/O and waiting of each of ``count`` processes, summed over its threads."""
@@ -185,14 +204,15 @@ class TimeTally:
         io, wait = np.zeros((2, count), np.int64)
         np.add.at(io, process, self._io.totals(len(process)))
         np.add.at(wait, process, self._wait.totals(len(process)))
-        return io, wait
+        profiled_io, profiled_wait = self._profiled.by_process(count)
+        return np.maximum(io, profiled_io), wait + profiled_wait
 
     def unoverlapped_by_process(self, count: int) -> Numbers:
         """How long at least one thread of each of ``count`` processes was in I/O."""
         return self._processes.totals(count)
 
     def threads(self, count: int) -> Numbers:
-        """How many threads of each of ``count`` processes were in I/O or waiting."""
+        """How many threads of each of ``count`` processes were in traced I/O or waiting."""
         return np.bincount(self._threads.seen() >> 32, minlength=count)
 
     def by_layer(self) -> Numbers:
@@ -200,9 +220,9 @@ class TimeTally:
         layers, threads = len(self._functions.layers), len(self._threads)
         if layers > 2:
             totals = self._layers.totals(threads * layers).reshape(threads, layers)
-            return np.asarray(totals.sum(axis=0))
-        only = np.zeros(layers, np.int64)
-        only[0] = self._io.totals(threads).sum()
+            return np.asarray(totals.sum(axis=0)) + self._profiled.by_layer()
+        only = self._profiled.by_layer()
+        only[0] += self._io.totals(threads).sum()
         return only
 
 
@@ -291,10 +311,16 @@ class ProcessTally:
         self._add_bytes(calls, calls.functions.reads, "bytes_read")
         self._add_bytes(calls, calls.functions.writes | calls.functions.copies, "bytes_written")
 
+    def add_profiled(self, rows: Profiled) -> None:
+        self._sums.add("count", rows.process, rows.count)
+        self._sums.add("errors", rows.process, rows.errors)
+        self._add_bytes(rows, rows.functions.reads, "bytes_read")
+        self._add_bytes(rows, rows.functions.writes | rows.functions.copies, "bytes_written")
+
     def result(self, count: int) -> dict[str, Numbers]:
         return self._sums.columns(count)
 
-    def _add_bytes(self, calls: Calls, which: Flags, name: str) -> None:
+    def _add_bytes(self, calls: Calls | Profiled, which: Flags, name: str) -> None:
         chosen = (which & calls.functions.counts)[calls.func]
         self._sums.add(name, calls.process[chosen], calls.moved[chosen])
 
@@ -359,6 +385,7 @@ class HostTally:
     reads: AccessTally
     writes: AccessTally
     events: int = 0
+    profiled: int = 0
     first_ns: int = 0
     last_ns: int = 0
 
@@ -392,6 +419,18 @@ class HostTally:
         self.writes.add(calls.moved[counts & (means.writes | means.copies)[func]])
         named = calls.where(counts & (calls.file != 0) & ~means.waits[func])
         self._add_places(named, self.by_file.add(named))
+
+    def add_intervals(self, batch: pa.RecordBatch) -> None:
+        """One batch of ``intervals``, after all events."""
+        rows = profiled_of(batch, self.functions, self.processes)
+        first, last = int(rows.start.min()), int(rows.end.max())
+        empty = not self.events and not self.profiled
+        self.first_ns = first if empty else min(first, self.first_ns)
+        self.last_ns = max(self.last_ns, last)
+        self.profiled += int(rows.count.sum())
+        self.by_function.add_profiled(rows)
+        self.by_process.add_profiled(rows)
+        self.time.add_profiled(rows)
 
     def _add_places(self, calls: Calls, file: Index) -> None:
         placed = (calls.moved > 0) & (calls.offset >= 0)

@@ -81,6 +81,7 @@ class Target:
     failed: int = 0
     unfinished: int = 0
     unfinished_ns: int = 0
+    stuck: Counter[Key] = field(default_factory=Counter)
     slowest: list[tuple[str, Who, SlowCall]] = field(default_factory=list)
 
     @property
@@ -160,6 +161,8 @@ class Targets:
         for func, (count, time_ns) in part.unfinished.items():
             self._target(key_of, func).unfinished += count
             self._target(key_of, func).unfinished_ns += time_ns
+        for (func, innermost), threads in part.stuck.items():
+            self._target(key_of, func).stuck[key_of(innermost)] += threads
         for func, (moved, failed) in part.sums.items():
             self._target(key_of, func).moved += moved
             self._target(key_of, func).failed += failed

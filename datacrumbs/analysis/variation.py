@@ -28,7 +28,10 @@ LEAST_RATIO = 1.25
 """Slow calls take at least this much longer than fast ones, else there is nothing to explain."""
 
 TELLING = 0.03
-"""Findings with a smaller share are left out."""
+"""Of what calls did, findings with a smaller share of the difference are left out."""
+
+TELLING_TRAIT = 0.1
+"""Of what calls are, those with a smaller share of the variance."""
 
 Chosen = NDArray[np.bool_]
 T = TypeVar("T", bound=Hashable)
@@ -53,7 +56,7 @@ def variation_of(target: Target) -> Variation | None:
     excess_ns = slow.time_ns - fast.mean_ns * slow.count
     whole_ns = max(1, target.time_ns)
     compared = _Compared(target, split, fast, slow)
-    found = [f for f in compared.findings() if f.share >= TELLING]
+    found = [f for f in compared.findings() if f.share >= _least(f.kind)]
     found.sort(key=lambda f: (f.kind == "own", -f.share, f.kind, f.name))
     return Variation(
         split=split.how,
@@ -63,6 +66,10 @@ def variation_of(target: Target) -> Variation | None:
         excess_share=excess_ns / whole_ns,
         findings=found,
     )
+
+
+def _least(kind: str) -> float:
+    return TELLING if kind in ("inside", "own", "later") else TELLING_TRAIT
 
 
 def split_by_length(count: Numbers, time_ns: Numbers) -> Split | None:

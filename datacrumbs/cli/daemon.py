@@ -19,9 +19,20 @@ from datacrumbs.run import check_run_id, default_run_id
 @click.option(
     "--cgroup",
     type=click.Path(path_type=Path),
-    help="The job's cgroup (version 2), for layers with `select: job`.",
+    envvar="DATACRUMBS_JOB_CGROUP",
+    metavar="DIRECTORY|NAME",
+    help="The job's cgroup, for layers with `select: job`: its directory (version 2), or the last "
+    "part of its name (any hierarchy; it may come later).",
 )
-def main(probe_file: Path, run_id: str | None, config: Path | None, cgroup: Path | None) -> None:
+@click.option(
+    "--uid",
+    type=click.IntRange(min=0),
+    envvar="DATACRUMBS_JOB_UID",
+    help="The job's user: a probe file made for anybody else is refused.",
+)
+def main(
+    probe_file: Path, run_id: str | None, config: Path | None, cgroup: Path | None, uid: int | None
+) -> None:
     """Trace the run RUN_ID as the signed PROBE_FILE says, until SIGTERM or SIGINT.
 
     Needs root; writes the trace as the probe file's user. RUN_ID defaults to the value of the
@@ -35,4 +46,5 @@ def main(probe_file: Path, run_id: str | None, config: Path | None, cgroup: Path
     from datacrumbs.tracer.daemon import run_daemon
 
     run = check_run_id(run_id) if run_id else default_run_id()
-    sys.exit(run_daemon(probe_file, run, config=load_system_config(config), cgroup=cgroup))
+    site = load_system_config(config)
+    sys.exit(run_daemon(probe_file, run, config=site, uid=uid, cgroup=cgroup))

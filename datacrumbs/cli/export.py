@@ -76,6 +76,8 @@ def main(
         done = export(opened, out, wanted, gzip=gzip, selection=selection, advance=advance)
     if not quiet:
         print(f"{done.events} events, {human_bytes(done.bytes)}, {wanted}: {out}", file=sys.stderr)
+        if profiled := sum(host.run.counts.profiled for host in opened.hosts if host.run):
+            print(f"not exported: {profiled} calls of profile mode, no events", file=sys.stderr)
 
 
 def _ns(seconds: float | None, option: str) -> int | None:

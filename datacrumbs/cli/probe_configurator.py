@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from datacrumbs.errors import BadInputError
 from datacrumbs.probes import model
 from datacrumbs.probes.build import Built, LayerSummary, build
 from datacrumbs.probes.capture import load_capture_config
+from datacrumbs.probes.software import Found, find_objects, parse_origin
+from datacrumbs.probes.sources import name_of
+from datacrumbs.probes.status import Entry, known, reset
 
 SHOWN_PER_REASON = 5
 
@@ -25,11 +29,14 @@ Examples:
   datacrumbs_probe_configurator io.yaml probes.json.gz
   datacrumbs_probe_configurator io.yaml --dry-run
   datacrumbs_probe_configurator io.yaml probes.json.gz --format json | jq .layers
+  datacrumbs_probe_configurator --list-objects "command ./myapp"
+  datacrumbs_probe_configurator --list-objects "process 4711"
+  datacrumbs_probe_configurator --show-skipped
 """
 
 
 @command("datacrumbs_probe_configurator", epilog=EPILOG)
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=click.Path(path_type=Path), required=False)
 @click.argument("out", type=click.Path(path_type=Path), required=False)
 @click.option(
     "--config",
@@ -40,6 +47,21 @@ Examples:
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be probed: sign, write nothing.")
 @click.option(
+    "--list-objects",
+    "origin",
+    metavar="FROM",
+    help="List the programs and libraries that `from: FROM` of a capture config means, and end: "
+    "modules, spack [SPEC], ldconfig, process PID or command PROGRAM.",
+)
+@click.option(
+    "--show-skipped",
+    is_flag=True,
+    help="List the functions known not to attach on this host, which are left out, and end.",
+)
+@click.option(
+    "--reset-skipped", is_flag=True, help="Forget them, so that they are tried again (root only)."
+)
+@click.option(
     "--format",
     "form",
     type=click.Choice(["text", "json"]),
@@ -47,24 +69,77 @@ Examples:
     show_default=True,
     help="How to report what is probed and what was skipped.",
 )
-def main(config: Path, out: Path | None, system: Path | None, *, dry_run: bool, form: str) -> None:
+def main(
+    config: Path | None,
+    out: Path | None,
+    system: Path | None,
+    *,
+    dry_run: bool,
+    origin: str | None,
+    show_skipped: bool,
+    reset_skipped: bool,
+    form: str,
+) -> None:
     """Find the functions that the capture config CONFIG names, and have them signed into OUT.
 
     OUT (probes.json.gz) says exactly which functions the tracer may observe, for you alone,
     until it expires. An existing OUT is replaced. Functions that cannot be probed are
     skipped, by name and reason.
     """
+    modes = [origin is not None, show_skipped, reset_skipped]
+    if sum(modes) > 1 or (any(modes) and config is not None):
+        raise BadInputError(
+            "--list-objects, --show-skipped and --reset-skipped go alone, without CONFIG"
+        )
+    site = load_system_config(system)
+    if origin is not None:
+        click.echo(_objects(find_objects(parse_origin(origin), platform.machine()), form))
+    elif reset_skipped:
+        click.echo(f"forgotten: {reset(Path(site.state_dir))}")
+    elif show_skipped:
+        click.echo(_refusals(known(Path(site.state_dir), os.getuid()), form))
+    else:
+        _configure(config, out, site, dry_run=dry_run, form=form)
+
+
+def _configure(
+    config: Path | None, out: Path | None, site: SystemConfig, *, dry_run: bool, form: str
+) -> None:
+    if config is None:
+        raise BadInputError("CONFIG is missing: what to capture", hint="see --help")
     if out is None and not dry_run:
         raise BadInputError("OUT is missing: where to write the probe file", hint="or --dry-run")
     if out is not None:
         _check_writable(out)
-    site = load_system_config(system)
     built = build(load_capture_config(config), site)
     written = out if out is not None and not dry_run else None
     if written is not None:
         _sign(built, written, site)
     report = _as_json if form == "json" else _as_text
     click.echo(report(built, written))
+
+
+def _objects(found: Found, form: str) -> str:
+    if form == "json":
+        objects = [{"name": item.name, "path": str(item.path)} for item in found.objects]
+        skipped = [{"name": name, "reason": reason} for name, reason in found.skipped]
+        return json.dumps({"objects": objects, "skipped": skipped}, indent=2)
+    width = max(len(item.name) for item in found.objects)
+    lines = [f"{item.name:<{width}} {item.path}" for item in found.objects]
+    return "\n".join([*lines, *(f"skipped: {name}: {reason}" for name, reason in found.skipped)])
+
+
+def _refusals(entries: list[Entry], form: str) -> str:
+    if form == "json":
+        return json.dumps([msgspec.to_builtins(entry) for entry in entries], indent=2)
+    if not entries:
+        return "none is known"
+    return "\n".join(
+        f"{time.strftime('%Y-%m-%d', time.localtime(entry.time))} {entry.kernel} "
+        f"{entry.target[:16] or 'kernel'} {entry.name}"
+        f"{f' at {entry.offset:#x}' if entry.offset >= 0 else ''}: {entry.reason}"
+        for entry in entries
+    )
 
 
 def _sign(built: Built, out: Path, site: SystemConfig) -> None:
@@ -102,7 +177,7 @@ def _as_json(built: Built, written: Path | None) -> str:
             "probe": summary.probe,
             "source": summary.source,
             "functions": summary.functions,
-            "names": [f if isinstance(f, str) else f.name for f in layer.functions],
+            "names": [name_of(function) for function in layer.functions],
             "skipped": [{"name": name, "reason": reason} for name, reason in summary.skipped],
             "notes": summary.notes,
         }
@@ -114,7 +189,10 @@ def _as_json(built: Built, written: Path | None) -> str:
         "probe_file": str(written) if written else None,
         **{key: facts[key] for key in keys},
         "functions": built.probes.probe_count(),
+        "include": built.probes.include,
+        "exclude": built.probes.exclude,
         "layers": layers,
+        "notes": built.notes,
     }
     return json.dumps(document, indent=2)
 
@@ -125,12 +203,22 @@ def _as_text(built: Built, written: Path | None) -> str:
     lines.append(f"{'total':<20} {probes.probe_count():>7}")
     for layer in built.layers:
         lines += _skipped_lines(layer)
-        lines += [f"note: {layer.name}: {note}" for note in layer.notes]
+    lines += _note_lines(built)
     expires = time.strftime("%Y-%m-%d %H:%M", time.localtime(probes.expires))
     whom = f"for {probes.user} (uid {probes.uid}), {probes.machine}"
     place = f", cluster {probes.cluster}" if probes.cluster else ""
     what = f"{written}: signed" if written else "dry run: nothing signed, nothing written"
     return "\n".join([*lines, f"{what}; {whom}{place}, until {expires}"])
+
+
+def _note_lines(built: Built) -> list[str]:
+    """Each note once, with all layers that it is about."""
+    about: dict[str, list[str]] = {}
+    for layer in built.layers:
+        for note in layer.notes:
+            about.setdefault(note, []).append(layer.name)
+    lines = [f"note: {', '.join(names)}: {note}" for note, names in about.items()]
+    return lines + [f"note: {note}" for note in built.notes]
 
 
 def _layer_line(layer: LayerSummary) -> str:

@@ -9,25 +9,30 @@ import pwd
 import re
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from datacrumbs.config import SystemConfig
 from datacrumbs.errors import BadInputError, UserError
-from datacrumbs.probes import elf, headers, model, syscalls
-from datacrumbs.probes.capture import CaptureConfig, CaptureProbe, ProbeType, compile_regex
-from datacrumbs.run import host_name
-
-CPP_NOTE = (
-    "exceptions may pass its functions: they are probed at their exits, at a higher cost per call"
+from datacrumbs.probes import model, status
+from datacrumbs.probes.arguments import Parameters, wants, with_argument
+from datacrumbs.probes.capture import (
+    MAX_PATH,
+    ArgumentRule,
+    CaptureConfig,
+    CaptureProbe,
+    compile_regex,
 )
+from datacrumbs.probes.kernel import plain_name
+from datacrumbs.probes.sources import Function, Key, Match, match_entry, name_of, names_of
+from datacrumbs.run import host_name
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSummary:
-    """What became of one entry of the capture config."""
+    """What became of one layer: an entry of the capture config, or its part for one file."""
 
     name: str
     probe: str  # capture.ProbeKind
@@ -51,6 +56,7 @@ class Built:
 
     probes: model.ProbeList
     layers: list[LayerSummary]
+    notes: list[str] = field(default_factory=list)  # about the whole of it
 
 
 def build(config: CaptureConfig, system: SystemConfig) -> Built:
@@ -59,23 +65,13 @@ def build(config: CaptureConfig, system: SystemConfig) -> Built:
     Raises `BadInputError` for a layer that comes out empty and for more functions than
     ``limits.functions`` of the system configuration.
     """
-    resolver = _Resolver(config, platform.machine())
-    made = [resolver.resolve(index) for index in range(len(config.probes))]
-    probes = _probe_list([layer for layer, _ in made], config, system)
-    if probes.probe_count() > system.limits.functions:
-        raise BadInputError(
-            f"{config.source}: {probes.probe_count()} functions are more than the "
-            f"{system.limits.functions} that limits.functions of the system configuration allows",
-            hint="make a regex narrower",
-        )
-    return Built(probes, [summary for _, summary in made])
-
-
-def _probe_list(
-    layers: list[model.Layer], config: CaptureConfig, system: SystemConfig
-) -> model.ProbeList:
+    notes: list[str] = []
+    resolver = _Resolver(config, platform.machine(), system, _known_refusals(system, notes))
+    made = [layer for index in range(len(config.probes)) for layer in resolver.resolve(index)]
+    include = _real_paths(config.include, config.source, notes)
+    exclude = _real_paths(config.exclude, config.source, notes)
     now = int(time.time())
-    return model.ProbeList(
+    probes = model.ProbeList(
         format=model.FORMAT,
         uid=os.getuid(),
         user=_user_name(os.getuid()),
@@ -84,8 +80,37 @@ def _probe_list(
         host=host_name(),
         cluster=system.cluster,
         machine=platform.machine(),
-        layers=layers,
+        layers=[layer for layer, _ in made],
+        include=include,
+        exclude=exclude,
     )
+    if probes.probe_count() > system.limits.functions:
+        raise BadInputError(
+            f"{config.source}: {probes.probe_count()} functions are more than the "
+            f"{system.limits.functions} that limits.functions of the system configuration allows",
+            hint="make a regex narrower",
+        )
+    return Built(probes, [summary for _, summary in made], notes)
+
+
+def _known_refusals(system: SystemConfig, notes: list[str]) -> dict[status.Place, str]:
+    try:
+        entries = status.known(Path(system.state_dir), os.getuid(), kernel=platform.release())
+    except UserError as error:
+        notes.append(f"what is known not to attach cannot be read: {error.message}")
+        return {}
+    return {status.place_of_entry(entry): entry.reason for entry in entries}
+
+
+def _real_paths(paths: list[str], source: str, notes: list[str]) -> list[str]:
+    """Paths as the kernel compares them, without links."""
+    real = [os.path.realpath(path) for path in paths]
+    for path, place in zip(paths, real, strict=True):
+        if place != path:
+            notes.append(f"paths: {path} is a link: it stands for {place}")
+        if len(place.encode()) > MAX_PATH:
+            raise BadInputError(f"{source}: paths: {place}: longer than {MAX_PATH} bytes")
+    return real
 
 
 def _user_name(uid: int) -> str:
@@ -98,156 +123,149 @@ def _user_name(uid: int) -> str:
         ) from error
 
 
-Key = str | tuple[Path, int]
-"""What identifies a function whatever it is called: a system call, or (binary, offset)."""
+@dataclass(slots=True)
+class _Claimed:
+    """What of a match is to be probed, and what was skipped."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """What an entry matches on this host."""
-
-    functions: dict[Key, str | model.UserFunction]
+    match: Match
+    functions: list[Function]
     skipped: list[tuple[str, str]]
-    known: Collection[str]  # the names that the regex chose from
-    source: str
+    parameters: dict[int, Parameters] = field(default_factory=dict)  # by place in `functions`
+
+    def capture(self, rule: ArgumentRule) -> tuple[int, list[tuple[str, str]]]:
+        """Add the argument that ``rule`` asks for: to how many, and (name, reason) of the rest."""
+        done = 0
+        failed = []
+        for place, function in enumerate(self.functions):
+            if isinstance(function, str) or not wants(rule, names_of(function)):
+                continue
+            try:
+                if place not in self.parameters:
+                    assert self.match.parameters is not None
+                    self.parameters[place] = self.match.parameters(function)
+                self.functions[place] = with_argument(function, rule, self.parameters[place])
+            except ValueError as error:
+                failed.append((function.name, str(error)))
+            else:
+                done += 1
+        return done, failed
+
+
+def _layer(probe: CaptureProbe, claimed: _Claimed) -> model.Layer:
+    return claimed.match.make(
+        name=claimed.match.name,
+        functions=claimed.functions,
+        mode=probe.mode,
+        select=probe.select,
+        min_duration_ns=probe.min_duration_ns,
+        max_per_s=probe.max_per_s or 0,
+    )
+
+
+def _summary(probe: CaptureProbe, claimed: _Claimed, notes: list[str]) -> LayerSummary:
+    return LayerSummary(
+        name=claimed.match.name,
+        probe=probe.probe.value,
+        source=claimed.match.source,
+        functions=len(claimed.functions),
+        skipped=claimed.skipped,
+        notes=[*claimed.match.notes, *notes],
+    )
 
 
 class _Resolver:
     """Turns entries into layers; one function is probed once, for the first that names it."""
 
-    def __init__(self, config: CaptureConfig, machine: str) -> None:
+    def __init__(
+        self,
+        config: CaptureConfig,
+        machine: str,
+        system: SystemConfig,
+        refused: Mapping[status.Place, str],
+    ) -> None:
         self.config = config
         self.machine = machine
-        self.table: dict[str, int] = {}
+        self.system = system
+        self.refused = refused
         self.taken: dict[Key, str] = {}  # function -> its layer
 
-    def resolve(self, index: int) -> tuple[model.Layer, LayerSummary]:
+    def resolve(self, index: int) -> list[tuple[model.Layer, LayerSummary]]:
         probe = self.config.probes[index]
-        if probe.type == ProbeType.BINARY:
-            return self._binary(probe, index)
-        self.table = self.table or syscalls.available(self.machine)
-        header = probe.type == ProbeType.HEADER
-        found = self._header(probe, index) if header else self._set(probe)
-        functions, skipped = self._claim(found, index)
-        layer = model.SyscallLayer(
-            name=probe.name,
-            functions=[str(name) for name in functions],
-            mode=probe.mode,
-            select=probe.select,
-        )
-        return layer, _summary(probe, found, functions, skipped)
-
-    def _set(self, probe: CaptureProbe) -> _Found:
-        assert probe.set is not None
-        members = syscalls.select(probe.set, self.table)
-        pattern = compile_regex(probe.regex or ".*")
-        names = [name for name in members if pattern.fullmatch(name)]
-        source = f"system calls of set {probe.set.value}"
-        return _Found({name: name for name in names}, [], members, source)
-
-    def _header(self, probe: CaptureProbe, index: int) -> _Found:
-        assert probe.file and probe.regex
-        with _located(self.config.where(index, "file")):
-            path = headers.find_header(probe.file, self.machine)
-            named = headers.header_syscalls(path)
-        pattern = compile_regex(probe.regex)
-        wanted = {
-            syscalls.USER_NAMES.get(name, name)
-            for name, identifier in named.items()
-            if pattern.fullmatch(name) or pattern.fullmatch(identifier)
-        }
-        missing = wanted - self.table.keys()
-        return _Found(
-            {name: name for name in sorted(wanted - missing)},
-            [(name, "not a system call of this kernel") for name in sorted(missing)],
-            named,
-            f"system calls in {path}",
-        )
-
-    def _binary(self, probe: CaptureProbe, index: int) -> tuple[model.Layer, LayerSummary]:
-        assert probe.file and probe.regex
-        with _located(self.config.where(index, "file")):
-            path = elf.find_binary(probe.file, self.machine)
-            binary = elf.read_functions(path, compile_regex(probe.regex), self.machine)
-        matches: dict[Key, str | model.UserFunction] = {
-            (path, function.offset): function for function in binary.functions
-        }
-        found = _Found(matches, binary.skipped, binary.names, f"functions of {path}")
-        functions, skipped = self._claim(found, index)
-        layer = model.UserLayer(
-            name=probe.name,
-            binary=str(path),
-            functions=[f for f in functions if isinstance(f, model.UserFunction)],
-            build_id=binary.build_id,
-            digest=binary.digest,
-            mode=probe.mode,
-            select=probe.select,
-        )
-        notes = [CPP_NOTE] if binary.throws else []
-        return layer, _summary(probe, found, functions, skipped, notes)
-
-    def _claim(
-        self, found: _Found, index: int
-    ) -> tuple[list[str | model.UserFunction], list[tuple[str, str]]]:
-        """The functions that no earlier layer has, and all that is skipped; never none."""
-        probe = self.config.probes[index]
-        again = [
-            (_name(function), f"already in layer {self.taken[key]}")
-            for key, function in found.functions.items()
-            if key in self.taken
+        claimed = [self._claim(match) for match in match_entry(self.config, index, self.machine)]
+        if not any(one.functions for one in claimed):
+            raise self._empty(probe, index, claimed[0])
+        notes = self._capture_arguments(probe, index, claimed)
+        return [
+            (_layer(probe, one), _summary(probe, one, notes)) for one in claimed if one.functions
         ]
-        functions = [f for key, f in found.functions.items() if key not in self.taken]
-        skipped = sorted([*found.skipped, *again])
-        if not functions:
-            raise self._empty(probe, index, found, skipped)
-        self.taken = dict.fromkeys(found.functions, probe.name) | self.taken
-        return functions, skipped
 
-    def _empty(
-        self, probe: CaptureProbe, index: int, found: _Found, skipped: list[tuple[str, str]]
-    ) -> BadInputError:
-        key, value = ("regex", probe.regex) if probe.regex else ("set", str(probe.set))
-        where = f"{self.config.where(index, key)}: {value!r}"
+    def _claim(self, match: Match) -> _Claimed:
+        """The functions that nothing speaks against, and (name, reason) of all others."""
+        functions: list[Function] = []
+        skipped = list(match.skipped)
+        for key, function in match.functions.items():
+            if reason := self._objection(key, function, match):
+                skipped.append((name_of(function), reason))
+            else:
+                functions.append(function)
+        self.taken = dict.fromkeys(match.functions, match.name) | self.taken
+        return _Claimed(match, functions, sorted(skipped))
+
+    def _objection(self, key: Key, function: Function, match: Match) -> str:
+        if key in self.taken:
+            return f"already in layer {self.taken[key]}"
+        if isinstance(function, model.KernelFunction):
+            allowed = self.system.policy.kernel_functions
+            if not any(fnmatchcase(plain_name(function.name), pattern) for pattern in allowed):
+                return "this site does not allow it (policy.kernel_functions)"
+        if not isinstance(function, str):
+            why = self.refused.get(status.place_of(match.target, function))
+            return f"{status.KNOWN}: {why}" if why else ""
+        return ""
+
+    def _capture_arguments(
+        self, probe: CaptureProbe, index: int, claimed: list[_Claimed]
+    ) -> list[str]:
+        """Give functions the arguments that the entry's rules ask for; returns notes."""
+        notes = []
+        for at, rule in enumerate(probe.arguments or []):
+            results = [one.capture(rule) for one in claimed]
+            done = sum(count for count, _ in results)
+            failed = [failure for _, failures in results for failure in failures]
+            where = self.config.where(index, f"arguments[{at}]")
+            notes += _argument_notes(where, rule.function, done, failed)
+        return notes
+
+    def _empty(self, probe: CaptureProbe, index: int, claimed: _Claimed) -> BadInputError:
+        match, skipped = claimed.match, claimed.skipped
+        key = next(k for k in ("regex", "set", "provider", "file") if getattr(probe, k))
+        where = f"{self.config.where(index, key)}: {str(getattr(probe, key))!r}"
         if skipped:
             name, reason = skipped[0]
             return BadInputError(
-                f"{where}: nothing is left to probe: of the {found.source} it matches "
+                f"{where}: nothing is left to probe: of the {match.source} it matches "
                 f"{len(skipped)}, all skipped, such as {name} ({reason})",
             )
         return BadInputError(
-            f"{where} matches none of the {len(found.known)} {found.source}",
-            hint=near_hint(probe.regex or "", found.known),
+            f"{where} matches none of the {len(match.known)} {match.source}",
+            hint=near_hint(probe.regex or "", match.known),
         )
 
 
-def _name(function: str | model.UserFunction) -> str:
-    return function if isinstance(function, str) else function.name
-
-
-def _summary(
-    probe: CaptureProbe,
-    found: _Found,
-    functions: Collection[object],
-    skipped: list[tuple[str, str]],
-    notes: list[str] | None = None,
-) -> LayerSummary:
-    return LayerSummary(
-        name=probe.name,
-        probe=probe.probe.value,
-        source=found.source,
-        functions=len(functions),
-        skipped=skipped,
-        notes=notes or [],
-    )
-
-
-@contextmanager
-def _located(where: str) -> Iterator[None]:
-    """Begin errors with the place in the capture config that leads to them."""
-    try:
-        yield
-    except BadInputError as error:
-        raise BadInputError(f"{where}: {error.message}", hint=error.hint) from error
+def _argument_notes(
+    where: str, regex: str | None, done: int, failed: list[tuple[str, str]]
+) -> list[str]:
+    """One line about functions that a rule gave nothing; an error if it is all of them."""
+    if not failed and not done:
+        raise BadInputError(f"{where}.function: {regex!r} matches none of the entry's functions")
+    if not failed:
+        return []
+    name, reason = failed[0]
+    if not done:
+        raise BadInputError(f"{where}: {name}: {reason}")
+    total = done + len(failed)
+    key = where.rpartition(".")[2]
+    return [f"{key}: not captured for {len(failed)} of {total} functions, such as {name}: {reason}"]
 
 
 def near_hint(regex: str, names: Collection[str]) -> str:

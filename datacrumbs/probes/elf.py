@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import array
 import os
 import re
-import shutil
 import stat
 import struct
-import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from elftools.elf.elffile import ELFFile
 
 from datacrumbs.errors import BadInputError
+from datacrumbs.probes import dynamic
+from datacrumbs.probes.debugfile import debug_symbols
+from datacrumbs.probes.elf_functions import function_starts, unsafe_reason
 from datacrumbs.probes.elf_identity import NotElfError, elf_identity
 from datacrumbs.probes.model import UserFunction
 from datacrumbs.strict_yaml import nearest, nearest_path
 
 MAX_NAME = 255
 """Longest name a probe file takes (`model.Name`); mangled C++ names can be longer."""
-
-_MACHINE = {"x86_64": "EM_X86_64", "aarch64": "EM_AARCH64"}
-_LDCONFIG_FLAG = {"x86_64": "x86-64", "aarch64": "AArch64"}
 
 _SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym: name, info, other, shndx, value, size
 _LOCAL = 0
@@ -35,36 +36,9 @@ _NOT_NAMES = (3, 4)  # SECTION, FILE
 _ABSOLUTE = 0xFFF1  # SHN_ABS: a constant, such as the names of versions (GLIBC_2.2.5)
 _PF_X = 1
 
-UNSAFE = (
-    (
-        re.compile(r"_{0,2}(sig)?setjmp|savectx|getcontext|swapcontext"),
-        "returns more than once: a return probe would kill the program",
-    ),
-    (
-        re.compile(r"_Unwind_\w+|__cxa_(re)?throw|_ZSt\d+(__throw_|rethrow_exception)\w*"),
-        "walks up the stack, which a return probe breaks",
-    ),
-    (
-        re.compile(r"dlv?sym|dlm?open|_?mcount|__fentry__"),
-        "depends on who calls it, which a return probe hides",
-    ),
-    (
-        re.compile(r"_start|_dl_start\w*|_dl_runtime_\w+|__restore_rt|__start_context"),
-        "is not entered by a call, so it has no return to probe",
-    ),
-    (
-        re.compile(r".+\.cold(\.\d+)?"),
-        "is a part of another function that is jumped to, not called",
-    ),
-)
-"""Names of functions that a program does not survive being probed in, and why.
-
-A return probe replaces the return address on the stack. Seen on Linux 6.18: a probed
-`setjmp` or `getcontext` ends in SIGILL, `__cxa_throw` in std::terminate, and `dlsym` with
-RTLD_NEXT finds nothing.
-"""
-
 IFUNC = "IFUNC: which implementation runs is decided when the program starts"
+NO_START = "only its debug file says that a function begins there"
+NOT_CALLED_SECTIONS = (".plt", ".plt.got", ".plt.sec", ".init", ".fini")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +61,16 @@ class ElfFunctions:
 
 class _Symbol(NamedTuple):
     name: str
+    version: str  # "", "@OLD" or "@@DEFAULT"
     kind: int
     public: bool
     defined: bool
     address: int
+
+    @property
+    def full_name(self) -> str:
+        """``memcpy@GLIBC_2.14``: one @, whether the version is the default or not."""
+        return f"{self.name}@{self.version.lstrip('@')}" if self.version else self.name
 
 
 class _Segment(NamedTuple):
@@ -116,7 +96,7 @@ def find_binary(file: str, machine: str) -> Path:
 
 
 def _library(name: str, machine: str) -> Path:
-    libraries = _ldconfig(machine)
+    libraries = dynamic.cache(machine)
     if name not in libraries:
         raise BadInputError(
             f"{name!r} is not a library that the dynamic linker knows",
@@ -130,52 +110,46 @@ def _near_library(name: str, libraries: Iterable[str]) -> str:
     return hint if hint.startswith("did") else "give an absolute path (`ldd PROGRAM` shows it)"
 
 
-def _ldconfig(machine: str) -> dict[str, str]:
-    """The dynamic linker's cache: library name -> path, first match wins as it does there."""
-    program = shutil.which("ldconfig", path=os.environ.get("PATH", "") + ":/sbin:/usr/sbin")
-    if program is None:
-        return {}
-    listing = subprocess.run([program, "-p"], capture_output=True, text=True, check=False).stdout
-    found: dict[str, str] = {}
-    for name, flags, path in re.findall(r"^\t(\S+) \((.*?)\) => (/.*)$", listing, re.MULTILINE):
-        if _LDCONFIG_FLAG.get(machine, "") in flags:
-            found.setdefault(name, path)
-    return found
-
-
-def read_functions(path: Path, pattern: re.Pattern[str], machine: str) -> ElfFunctions:
+def read_functions(
+    path: Path, pattern: re.Pattern[str], machine: str, *, include_offsets: bool = False
+) -> ElfFunctions:
     """Functions of the ELF file at ``path`` that have a name ``pattern`` matches as a whole.
 
-    Names at one address become one function. ``skipped`` holds (name, reason) of what matches
-    and cannot be probed. Raises `BadInputError` for what is not a program or shared library
-    for ``machine``.
+    Names at one address become one function; a name may be matched with its version
+    (``memcpy@GLIBC_2.14``). ``include_offsets`` adds the names that the file's debug file has
+    (by build-id, `.gnu_debuglink`, `.gnu_debugdata`), and functions without any name as
+    ``sub_`` and their address. ``skipped`` holds (name, reason) of what matches and cannot be
+    probed. Raises `BadInputError` for what is not a program or shared library for ``machine``.
     """
     with _open_regular(path) as file:
         _check_magic(file, path)
         try:
             elf = ELFFile(file)
             _check_kind(elf, path, machine)
+            build_id, digest = elf_identity(file.fileno())
             symbols = _read_symbols(elf)
             segments = _read_segments(elf)
+            starts = None
+            if include_offsets:
+                starts = function_starts(file.fileno())
+                symbols += [s for f in debug_symbols(elf, path, build_id) for s in _read_symbols(f)]
+                symbols += _unnamed(elf, symbols, segments, starts)
+        except NotElfError as error:
+            raise BadInputError(f"{path}: {error.message}") from error
         except BadInputError:
             raise
         except Exception as error:
             # pyelftools meets a damaged file with whatever its parser runs into first
             raise BadInputError(f"{path}: a damaged ELF file ({error})") from error
-        build_id, digest = _identity(file, path)
     if not symbols:
-        raise BadInputError(f"{path}: has no symbols (stripped)")
-    functions, skipped = _select(symbols, segments, pattern)
+        raise BadInputError(
+            f"{path}: has no symbols (stripped)",
+            hint="" if include_offsets else "include_offsets: true finds functions without a name",
+        )
+    functions, skipped = _select(symbols, segments, pattern, starts)
     names = sorted({s.name for s in symbols if s.kind == _FUNC and s.defined})
     throws = any(symbol.name == "__gxx_personality_v0" for symbol in symbols)
     return ElfFunctions(path, build_id, digest, functions, skipped, names, throws)
-
-
-def _identity(file: BinaryIO, path: Path) -> tuple[str | None, str | None]:
-    try:
-        return elf_identity(file.fileno())
-    except NotElfError as error:
-        raise BadInputError(f"{path}: {error.message}") from error
 
 
 def _open_regular(path: Path) -> BinaryIO:
@@ -208,7 +182,7 @@ def _check_magic(file: BinaryIO, path: Path) -> None:
 def _check_kind(elf: ELFFile, path: Path, machine: str) -> None:
     if elf.elfclass != 64:
         raise BadInputError(f"{path}: a {elf.elfclass}-bit ELF file; only 64-bit can be probed")
-    if elf["e_machine"] != _MACHINE.get(machine):
+    if elf["e_machine"] != dynamic.MACHINES.get(machine):
         raise BadInputError(f"{path}: for {elf.get_machine_arch()}, and this is {machine}")
     if elf["e_type"] not in ("ET_DYN", "ET_EXEC"):
         what = {"ET_REL": "an object file", "ET_CORE": "a core dump"}.get(elf["e_type"], "an image")
@@ -237,33 +211,90 @@ def _read_symbols(elf: ELFFile) -> list[_Symbol]:
         if section is None or section["sh_type"] == "SHT_NOBITS":
             continue
         strings = elf.get_section(section["sh_link"])
-        found += _decode(section.data(), strings.data())
+        versions = _versions(elf) if name == ".dynsym" else []
+        found += _decode(section.data(), strings.data(), versions)
     return found
 
 
-def _decode(table: bytes, strings: bytes) -> list[_Symbol]:
-    usable = memoryview(table)[: len(table) // _SYMBOL.size * _SYMBOL.size]
+def _versions(elf: ELFFile) -> list[str]:
+    """The version of each dynamic symbol that the file defines: "", "@OLD" or "@@DEFAULT"."""
+    indices: Any = elf.get_section_by_name(".gnu.version")
+    definitions: Any = elf.get_section_by_name(".gnu.version_d")
+    if indices is None or definitions is None:
+        return []
+    names = {
+        definition["vd_ndx"]: next(auxiliaries).name
+        for definition, auxiliaries in definitions.iter_versions()
+        if definition["vd_ndx"] > 1  # 1 is the file itself
+    }
+    numbers = array.array("H", indices.data())
+    if elf.little_endian != (sys.byteorder == "little"):
+        numbers.byteswap()
+    hidden = 0x8000
     return [
-        _Symbol(name, info & 0xF, info >> 4 != _LOCAL, section != 0, address)
-        for at, info, _, section, address, _ in _SYMBOL.iter_unpack(usable)
-        if info & 0xF not in _NOT_NAMES and section != _ABSOLUTE and (name := _name(strings, at))
+        ("@" if number & hidden else "@@") + names[number & ~hidden]
+        if number & ~hidden in names
+        else ""
+        for number in numbers
     ]
 
 
-def _name(strings: bytes, at: int) -> str:
-    """The string at ``at``, without a version (``memcpy@@GLIBC_2.14``).
+def _decode(table: bytes, strings: bytes, versions: list[str]) -> list[_Symbol]:
+    usable = memoryview(table)[: len(table) // _SYMBOL.size * _SYMBOL.size]
+    return [
+        _Symbol(name, of_name or of_table, info & 0xF, info >> 4 != _LOCAL, section != 0, address)
+        for (at, info, _, section, address, _), of_table in zip(
+            _SYMBOL.iter_unpack(usable), chain(versions, repeat("")), strict=False
+        )
+        if info & 0xF not in _NOT_NAMES and section != _ABSOLUTE
+        for name, of_name in [_name(strings, at)]
+        if name
+    ]
+
+
+def _name(strings: bytes, at: int) -> tuple[str, str]:
+    """The string at ``at`` and its version (``memcpy``, ``@@GLIBC_2.14``).
 
     Bytes that are not printable are escaped: names end up on terminals.
     """
     raw = strings[at : strings.index(b"\0", at)]
-    name = raw.decode("utf-8", "backslashreplace").partition("@")[0]
-    return name if name.isprintable() else ascii(name)[1:-1]
+    name = raw.decode("utf-8", "backslashreplace")
+    name = name if name.isprintable() else ascii(name)[1:-1]
+    bare, at_sign, version = name.partition("@")
+    return bare, at_sign + version
+
+
+def _unnamed(
+    elf: ELFFile, symbols: list[_Symbol], segments: list[_Segment], starts: frozenset[int]
+) -> list[_Symbol]:
+    """The functions that no symbol names, called ``sub_`` and the address in hexadecimal."""
+    named = {_file_offset(s.address, segments) for s in symbols if not _not_a_function(s)}
+    sections = [elf.get_section_by_name(name) for name in NOT_CALLED_SECTIONS]
+    spans = [(s["sh_addr"], s["sh_addr"] + s["sh_size"]) for s in sections if s is not None]
+    return [
+        _Symbol(f"sub_{address:x}", "", _FUNC, False, True, address)
+        for offset in sorted(starts - named)
+        for address in [_address(offset, segments)]
+        if not any(first <= address < end for first, end in spans)
+    ]
+
+
+def _address(offset: int, segments: list[_Segment]) -> int:
+    """Where the code at ``offset`` in the file is loaded: the inverse of `_file_offset`."""
+    return next(
+        offset - segment.offset + segment.address
+        for segment in segments
+        if segment.executable and 0 <= offset - segment.offset < segment.size
+    )
 
 
 def _select(
-    symbols: list[_Symbol], segments: list[_Segment], pattern: re.Pattern[str]
+    symbols: list[_Symbol],
+    segments: list[_Segment],
+    pattern: re.Pattern[str],
+    starts: frozenset[int] | None,
 ) -> tuple[list[UserFunction], list[tuple[str, str]]]:
-    wanted = {s.name for s in symbols if pattern.fullmatch(s.name)}
+    wanted = {s for s in symbols if pattern.fullmatch(s.name) or _matches_version(s, pattern)}
     skipped: dict[str, str] = {}
     names_at: defaultdict[int, set[_Symbol]] = defaultdict(set)
     for symbol in symbols:
@@ -271,18 +302,35 @@ def _select(
         offset = None if reason else _file_offset(symbol.address, segments)
         if offset is not None:
             names_at[offset].add(symbol)
-        elif symbol.name in wanted:
+        elif symbol in wanted:
             skipped.setdefault(symbol.name, reason or "its address holds no code")
+    shared = _shared_names(symbols)
     functions: list[UserFunction] = []
     for offset, group in sorted(names_at.items()):
-        if not any(symbol.name in wanted for symbol in group):
+        if wanted.isdisjoint(group):
             continue
-        if reason := _unsafe(group):
-            skipped |= {s.name: reason for s in group if s.name in wanted}
+        unknown = NO_START if starts is not None and offset not in starts else ""
+        if reason := _unsafe(group) or unknown:
+            skipped |= {s.name: reason for s in group if s in wanted}
         else:
-            functions.append(_function(offset, group, wanted))
+            functions.append(_function(offset, group, wanted, shared))
     # a name may be in both: memcpy@GLIBC_2.2.5 is a function, memcpy@@GLIBC_2.14 an IFUNC
     return functions, sorted(skipped.items())
+
+
+def _matches_version(symbol: _Symbol, pattern: re.Pattern[str]) -> bool:
+    return bool(symbol.version) and bool(
+        pattern.fullmatch(symbol.full_name) or pattern.fullmatch(symbol.name + symbol.version)
+    )
+
+
+def _shared_names(symbols: list[_Symbol]) -> set[str]:
+    """Names that versions of different functions have in common."""
+    addresses: defaultdict[str, set[int]] = defaultdict(set)
+    for symbol in symbols:
+        if symbol.defined and symbol.public and symbol.kind in (_FUNC, _IFUNC):
+            addresses[symbol.name].add(symbol.address)
+    return {name for name, places in addresses.items() if len(places) > 1}
 
 
 def _not_a_function(symbol: _Symbol) -> str:
@@ -309,21 +357,29 @@ def _file_offset(address: int, segments: list[_Segment]) -> int | None:
 def _unsafe(group: Iterable[_Symbol]) -> str:
     """Why the function with these names must not be probed; "" if it may be."""
     for symbol in sorted(group):
-        if len(symbol.name.encode()) > MAX_NAME:
+        if len(symbol.full_name.encode()) > MAX_NAME:
             return f"its name is longer than {MAX_NAME} bytes"
-        for pattern, reason in UNSAFE:
-            if pattern.fullmatch(symbol.name):
-                return reason
+        if reason := unsafe_reason(symbol.name):
+            return reason
     return ""
 
 
-def _function(offset: int, group: Iterable[_Symbol], wanted: set[str]) -> UserFunction:
-    """One function under its best name: asked for, public, plain, short."""
+def _function(
+    offset: int, group: Iterable[_Symbol], wanted: set[_Symbol], shared: set[str]
+) -> UserFunction:
+    """One function under its best name: asked for, public, plain, short.
+
+    An old version of a function whose name another has now is shown with its version.
+    """
 
     def rank(symbol: _Symbol) -> tuple[bool, bool, int, int, str]:
         name = symbol.name
         underscores = len(name) - len(name.lstrip("_"))
-        return name not in wanted, not symbol.public, underscores, len(name), name
+        return symbol not in wanted, not symbol.public, underscores, len(name), name
 
-    names = list(dict.fromkeys(symbol.name for symbol in sorted(group, key=rank)))
+    def shown(symbol: _Symbol) -> str:
+        old = symbol.name in shared and not symbol.version.startswith("@@")
+        return symbol.full_name if old else symbol.name
+
+    names = list(dict.fromkeys(shown(symbol) for symbol in sorted(group, key=rank)))
     return UserFunction(name=names[0], offset=offset, aliases=names[1:])

@@ -19,6 +19,9 @@ FORMAT = 1
 PAYLOAD_TYPE = "application/vnd.datacrumbs.probes+json"
 """DSSE payload type of a probe file."""
 
+SOURCE_MAX = 1 << 18
+"""Longest text of a custom program, in characters."""
+
 Name = Annotated[str, Meta(min_length=1, max_length=255)]
 LayerName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,31}\Z")]
 BuildId = Annotated[str, Meta(pattern=r"^[0-9a-f]{2,64}\Z")]
@@ -140,7 +143,7 @@ class CustomLayer(_Layer, frozen=True, forbid_unknown_fields=True, kw_only=True,
     """A user's own BPF C, compiled where it runs; ``functions`` are the names it emits."""
 
     functions: list[Name]
-    source: Annotated[str, Meta(min_length=1, max_length=1 << 18)]
+    source: Annotated[str, Meta(min_length=1, max_length=SOURCE_MAX)]
 
 
 Layer = SyscallLayer | UserLayer | KernelLayer | UsdtLayer | CustomLayer

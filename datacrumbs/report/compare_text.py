@@ -51,7 +51,8 @@ def _parts(found: Comparison, width: int, top: int) -> Iterator[Text | Table]:
 
 def _title(run: RunFacts) -> str:
     hosts = run.hosts[0] if len(run.hosts) == 1 else f"{len(run.hosts)} hosts"
-    return printable(f"run {run.run_id} on {hosts}, {run.events} events")
+    profiled = f", {run.profiled} profiled calls" * bool(run.profiled)
+    return printable(f"run {run.run_id} on {hosts}, {run.events} events{profiled}")
 
 
 def signed(time_ns: int) -> str:
@@ -71,6 +72,7 @@ _TOTALS = (
 def _totals(found: Comparison, width: int) -> Table:
     table = new_table(width, ("", 0), ("A", 9), ("B", 9), ("change", 9), ("", 7))
     rows = [(name, getattr(found.a, key), getattr(found.b, key)) for name, key in _TOTALS]
+    rows = [row for row in rows if None not in row]  # of profiled runs, not known
     rows += [(f"  {layer.layer}", layer.a_ns, layer.b_ns) for layer in found.layers]
     for name, a, b in rows:
         table.add_row(cut(name, 30), short_ns(a), short_ns(b), signed(b - a), _change(a, b))

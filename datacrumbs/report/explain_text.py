@@ -65,9 +65,10 @@ def _facts(explanation: Explanation) -> Text:
     facts = [f"Run {explanation.run_id}"]
     facts += [f"user {explanation.user}"] if explanation.user else []
     text = Text(printable(", ".join([*facts, f"on {where}"])), "bold")
+    functions = f"{explanation.functions} function" + "s" * (explanation.functions != 1)
     what = (
-        f"{explanation.selection}: {human_count(explanation.targets)} of "
-        f"{explanation.functions} functions, {human_ns(explanation.time_ns)} summed over threads"
+        f"Explained: {explanation.selection}; {human_count(explanation.targets)} calls, "
+        f"{functions}, {human_ns(explanation.time_ns)} summed over threads"
     )
     return text.append("\n" + printable(what), "default")
 
@@ -88,11 +89,7 @@ def _honesty(explanation: Explanation) -> Text:
 def _function(number: int, explained: Explained, width: int) -> Iterator[Renderable]:
     yield _headline(number, explained)
     if explained.unfinished:
-        yield Text(
-            f"{human_count(explained.unfinished)} calls had not returned, after "
-            f"{human_ns(explained.unfinished_ns)} in all: not in what follows.",
-            "yellow",
-        )
+        yield Text(printable(_unfinished(explained)), "yellow")
     if not explained.count:
         return
     yield from _contexts(explained.inside, width)
@@ -124,6 +121,16 @@ def _headline(number: int, explained: Explained) -> Text:
     facts += [human_bytes(explained.bytes)] if explained.bytes else []
     facts += [f"{human_count(explained.failed)} failed"] if explained.failed else []
     return text.append(": " + ", ".join(facts), "default")
+
+
+def _unfinished(explained: Explained) -> str:
+    where = [f"{s.name} on {human_count(s.threads)}" for s in explained.stuck_in[:4]]
+    more = ", ..." * (len(explained.stuck_in) > 4)
+    return (
+        f"{human_count(explained.unfinished)} calls had not returned, after "
+        f"{human_ns(explained.unfinished_ns)} in all: not in what follows. Innermost, by threads: "
+        f"{', '.join(where)}{more}."
+    )
 
 
 _COLUMNS = (("Where the time went", 0), ("layer", 10), ("calls", 7), ("total", 7), ("self", 7))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datacrumbs.analysis.causes import MEANING, Cause
-from datacrumbs.analysis.explanation import Explained, Finding, Variation
+from datacrumbs.analysis.explanation import Explained, Finding, Group, Variation
 from datacrumbs.units import human_bytes, human_count, human_ns, human_share
 
 _EVER = 0.999
@@ -42,10 +42,9 @@ def split_sentence(explained: Explained, variation: Variation) -> str:
     fast, slow = variation.fast, variation.slow
     how = {"groups": "Two groups", "tenths": "No two groups; the slowest against the faster half"}
     return (
-        f"{how[variation.split]}: {human_count(slow.count)} slow calls of "
-        f"{_range(slow.from_ns, slow.to_ns)} (mean {human_ns(slow.mean_ns)}) and "
-        f"{human_count(fast.count)} fast ones of {_range(fast.from_ns, fast.to_ns)} (mean "
-        f"{human_ns(fast.mean_ns)}). Were the slow as fast, {explained.name} would take "
+        f"{how[variation.split]}: {human_count(slow.count)} slow calls of {_lengths(slow)} and "
+        f"{human_count(fast.count)} fast ones of {_lengths(fast)}. Were the slow as fast, "
+        f"{explained.name} would take "
         f"{human_ns(max(0, variation.excess_ns))} less, "
         f"{human_share(max(0.0, variation.excess_share))} of its time."
     )
@@ -112,5 +111,6 @@ def _both(finding: Finding) -> str:
     )
 
 
-def _range(from_ns: int, to_ns: int) -> str:
-    return human_ns(from_ns) if from_ns == to_ns else f"{human_ns(from_ns)} to {human_ns(to_ns)}"
+def _lengths(group: Group) -> str:
+    ends = [human_ns(group.from_ns), human_ns(group.to_ns)]
+    return ends[0] if ends[0] == ends[1] else f"{' to '.join(ends)}, mean {human_ns(group.mean_ns)}"

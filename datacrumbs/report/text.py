@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from rich.table import Table
@@ -28,7 +28,7 @@ from datacrumbs.report.layout import (
     printable,
     tight,
 )
-from datacrumbs.trace.runfile import State
+from datacrumbs.trace.runfile import FilteredBy, State
 from datacrumbs.units import (
     human_bytes,
     human_count,
@@ -67,7 +67,7 @@ def _parts(summary: Summary, width: int, top: int) -> Iterator[Text | Table]:
     yield from _honesty(summary)
     yield from (Text(printable(note), "yellow") for note in summary.notes)
     yield from _skipped(summary)
-    if not summary.events:
+    if not summary.events and not summary.profiled:
         return
     yield from _times(summary)
     if len(summary.hosts) > 1:
@@ -76,6 +76,10 @@ def _parts(summary: Summary, width: int, top: int) -> Iterator[Text | Table]:
     yield from _processes(summary, width, top)
     yield from _files(summary, width)
     yield from _accesses(summary)
+
+
+def _unless_unknown(value: float | None, show: Callable[[float], str]) -> str:
+    return "?" if value is None else show(value)
 
 
 def _facts(summary: Summary) -> Text:
@@ -94,12 +98,17 @@ def _honesty(summary: Summary) -> Iterator[Text]:
     lost = f"{human_count(summary.lost)} LOST" if summary.lost else "none lost"
     line = Text(state, colour)
     line.append(f"{human_count(summary.events)} events kept, ", "default")
+    if summary.profiled:
+        line.append(f"{human_count(summary.profiled)} calls profiled, ", "default")
     line.append(lost, "bold red" if summary.lost else "default")
     line.append(
         f", {human_count(summary.filtered)} filtered, "
         f"{human_count(summary.unfinished)} unfinished; {human_bytes(summary.bytes_on_disk)}.",
         "default",
     )
+    residuals = [host.clock_residual_ns or 0 for host in summary.hosts]
+    if len(residuals) > 1:
+        line.append(f" Clocks of the hosts to {human_ns(max(residuals))}.", "default")
     yield line
     if _MORE[summary.state]:
         yield Text(_MORE[summary.state], colour)
@@ -108,14 +117,29 @@ def _honesty(summary: Summary) -> Iterator[Text]:
 
 def _losses(summary: Summary) -> Iterator[Text]:
     by = summary.lost_by
+    full_profile = f"{human_count(by.profile)} in a full profile, " * bool(by.profile)
     if summary.lost:
         yield Text(
-            f"Lost: {human_count(by.ring)} in a full ring, {human_count(by.disk)} to a full disk. "
+            f"Lost: {human_count(by.ring)} in a full ring, {full_profile}"
+            f"{human_count(by.disk)} to a full disk. "
             "Counts, times and bytes below are too low by what was lost.",
             "red",
         )
     if by.strings:
         yield Text(f"{human_count(by.strings)} names or paths were lost.", "red")
+    yield from _filtered(summary.filtered_by)
+
+
+def _filtered(by: FilteredBy) -> Iterator[Text]:
+    reasons = (
+        (by.duration, "shorter than min_duration"),
+        (by.rate, "over max_per_s"),
+        (by.path, "by their paths"),
+        (by.other, "of another layer's processes or 32-bit programs"),
+    )
+    parts = [f"{human_count(count)} {reason}" for count, reason in reasons if count]
+    if parts:
+        yield Text(f"Filtered: {', '.join(parts)}.")
 
 
 def _skipped(summary: Summary) -> Iterator[Text]:
@@ -131,12 +155,16 @@ def _times(summary: Summary) -> Iterator[Text]:
     whole = human_ns(summary.host_wall_ns)
     hosts = f"{len(summary.hosts)} hosts' " if len(summary.hosts) > 1 else "run's "
     yield Text()
-    yield labelled(
-        "In I/O",
-        f"{human_ns(summary.unoverlapped_ns)} with one thread or more in I/O, "
-        f"{human_share(summary.unoverlapped_share)} of the {hosts}{whole}",
-    )
-    yield labelled("", f"{human_ns(summary.io_ns)} summed over all threads")
+    if summary.unoverlapped_ns is None or summary.unoverlapped_share is None:
+        yield labelled("In I/O", f"{human_ns(summary.io_ns)} summed over all threads")
+        yield labelled("", f"not known for how much of the {hosts}{whole}: profile mode")
+    else:
+        yield labelled(
+            "In I/O",
+            f"{human_ns(summary.unoverlapped_ns)} with one thread or more in I/O, "
+            f"{human_share(summary.unoverlapped_share)} of the {hosts}{whole}",
+        )
+        yield labelled("", f"{human_ns(summary.io_ns)} summed over all threads")
     if len(summary.layers) > 1:
         layers = (f"{printable(row.layer)} {human_ns(row.io_ns)}" for row in summary.layers)
         yield labelled("By layer", ", ".join(layers) + " (nested calls count in each)")
@@ -157,7 +185,7 @@ def _times(summary: Summary) -> Iterator[Text]:
 _HOST_COLUMNS = (
     ("Host", 0),
     ("state", 8),
-    ("events", 7),
+    ("calls", 7),
     ("lost", 6),
     ("I/O", 8),
     ("unoverl.", 8),
@@ -174,11 +202,11 @@ def _hosts(summary: Summary, width: int, top: int) -> Iterator[Text | Table]:
         table.add_row(
             cut(host.host, name),
             host.state,
-            count_or_dash(host.counts.events),
+            count_or_dash(host.counts.events + host.counts.profiled),
             Text(count_or_dash(host.counts.lost), "red"),
             short_ns(host.io_ns),
-            short_ns(host.unoverlapped_ns),
-            tight(human_share(host.unoverlapped_share)),
+            _unless_unknown(host.unoverlapped_ns, short_ns),
+            _unless_unknown(host.unoverlapped_share, lambda share: tight(human_share(share))),
             bytes_or_dash(host.bytes_read),
             bytes_or_dash(host.bytes_written),
         )
@@ -289,6 +317,9 @@ _FILE_COLUMNS = (
 
 def _files(summary: Summary, width: int) -> Iterator[Text | Table]:
     if not summary.files:
+        if summary.profiled:
+            yield Text()
+            yield Text("Files and access sizes: not known in profile mode.")
         return
     table = new_table(width, *_FILE_COLUMNS)
     name = name_width(width, _FILE_COLUMNS)

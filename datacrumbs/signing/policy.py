@@ -12,12 +12,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from datacrumbs.config import Policy
+from datacrumbs.config import KernelArguments, Policy
 from datacrumbs.errors import UserError
 from datacrumbs.probes.elf_functions import function_starts
 from datacrumbs.probes.elf_identity import NotElfError, elf_identity
 from datacrumbs.probes.file import CLOCK_SKEW_S
-from datacrumbs.probes.model import FORMAT, ProbeList, SyscallLayer, UserLayer
+from datacrumbs.probes.kernel import plain_name
+from datacrumbs.probes.kernel_arguments import not_a_number
+from datacrumbs.probes.model import (
+    FORMAT,
+    Argument,
+    ArgumentType,
+    CustomLayer,
+    KernelFunction,
+    KernelLayer,
+    ProbeList,
+    SyscallLayer,
+    UsdtLayer,
+    UsdtPoint,
+    UserFunction,
+    UserLayer,
+)
+from datacrumbs.probes.usdt import usdt_points
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +58,7 @@ def check(probes: ProbeList, peer: Peer, policy: Policy, *, cluster: str, now: f
     _check_when(probes, policy, now)
     _check_what(probes, policy)
     for layer in probes.layers:
-        if isinstance(layer, UserLayer):
+        if isinstance(layer, UserLayer | UsdtLayer):
             with as_user(peer):
                 _check_binary(layer, peer, policy)
 
@@ -97,10 +113,16 @@ def _check_what(probes: ProbeList, policy: Policy) -> None:
         if not text.isprintable():
             raise _refusal("names", f"{text[:80]!r} has characters that cannot be printed")
     for layer in probes.layers:
-        if isinstance(layer, SyscallLayer):
-            _check_syscalls(layer, policy)
-        elif not isinstance(layer, UserLayer):
-            raise _refusal("layers", f"layer {layer.name!r}: this version signs no such layer")
+        match layer:
+            case SyscallLayer():
+                _check_names(layer.name, layer.functions, "policy.syscalls", policy.syscalls)
+            case KernelLayer():
+                _check_kernel(layer, policy)
+            case CustomLayer():
+                _check_custom(layer, policy)
+            case UserLayer() | UsdtLayer():
+                for function in layer.functions:
+                    _check_arguments(f"layer {layer.name!r}: {function.name}", function, policy)
 
 
 def _check_layer_names(probes: ProbeList) -> None:
@@ -112,32 +134,95 @@ def _check_layer_names(probes: ProbeList) -> None:
 
 
 def _texts(probes: ProbeList) -> Iterator[str]:
-    yield from (probes.host, probes.machine)
+    yield from (probes.host, probes.machine, *probes.include, *probes.exclude)
     for layer in probes.layers:
-        if isinstance(layer, SyscallLayer):
-            yield from layer.functions
-        elif isinstance(layer, UserLayer):
+        if isinstance(layer, UserLayer | UsdtLayer):
             yield layer.binary
-            for function in layer.functions:
-                yield function.name
-                yield from function.aliases
+        if isinstance(layer, CustomLayer):
+            # a text of many lines, whose tabs are as good as blanks
+            yield layer.source.replace("\n", " ").replace("\t", " ")
+        for function in layer.functions:
+            yield from _names(function)
 
 
-def _check_syscalls(layer: SyscallLayer, policy: Policy) -> None:
-    for name in layer.functions:
-        if not _matches(name, policy.syscalls):
+def _names(function: str | UserFunction | KernelFunction | UsdtPoint) -> Iterator[str]:
+    if isinstance(function, str):
+        yield function
+        return
+    yield function.name
+    yield from (argument.name for argument in function.arguments)
+    if isinstance(function, UserFunction):
+        yield from function.aliases
+    if isinstance(function, UsdtPoint):
+        yield from (function.provider, function.returns or "")
+
+
+def _check_names(layer: str, names: list[str], rule: str, allowed: tuple[str, ...]) -> None:
+    for name in names:
+        if not _matches(name, allowed):
             raise _refusal(
-                "policy.syscalls",
-                f"layer {layer.name!r}: {name!r} is not allowed",
-                hint="allowed: " + " ".join(policy.syscalls),
+                rule,
+                f"layer {layer!r}: {name!r} is not allowed",
+                hint="allowed: " + " ".join(allowed),
             )
+
+
+def _check_kernel(layer: KernelLayer, policy: Policy) -> None:
+    # a tracepoint counts by its name: the group in front of it is the user's own words
+    names = [plain_name(function.name) for function in layer.functions]
+    _check_names(layer.name, names, "policy.kernel_functions", policy.kernel_functions)
+    for function in layer.functions:
+        where = f"layer {layer.name!r}: {function.name}"
+        _check_arguments(where, function, policy)
+        if function.arguments and policy.kernel_arguments is KernelArguments.NONE:
+            raise _refusal("policy.kernel_arguments", f"{where}: no arguments are allowed")
+        if policy.kernel_arguments is KernelArguments.NUMBERS and (why := not_a_number(function)):
+            raise _refusal(
+                "policy.kernel_arguments",
+                f"{where}: {why}",
+                hint="pointers of the kernel's are shown only where policy.kernel_arguments is all",
+            )
+
+
+def _check_custom(layer: CustomLayer, policy: Policy) -> None:
+    if not policy.custom:
+        raise _refusal(
+            "policy.custom",
+            f"layer {layer.name!r}: custom programs are not allowed",
+            hint="your administrator decides, in system.yaml",
+        )
+
+
+def _check_arguments(
+    where: str, function: UserFunction | KernelFunction | UsdtPoint, policy: Policy
+) -> None:
+    seen: set[str] = set()
+    for argument in function.arguments:
+        if argument.name in seen:
+            raise _refusal("arguments", f"{where}: two are called {argument.name!r}")
+        seen.add(argument.name)
+        if _is_odd(argument):
+            raise _refusal(
+                "arguments", f"{where}: {argument.name!r}: no number has {argument.bytes} bytes"
+            )
+    size = sum(argument.bytes for argument in function.arguments)
+    if size > policy.max_argument_bytes:
+        raise _refusal(
+            "policy.max_argument_bytes",
+            f"{where}: {size} bytes of arguments, at most {policy.max_argument_bytes}",
+        )
+
+
+def _is_odd(argument: Argument) -> bool:
+    number = argument.type in (ArgumentType.INT, ArgumentType.UINT)
+    return number and argument.bytes not in (1, 2, 4, 8)
 
 
 def _matches(text: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(text, pattern) for pattern in patterns)
 
 
-def _check_binary(layer: UserLayer, peer: Peer, policy: Policy) -> None:
+def _check_binary(layer: UserLayer | UsdtLayer, peer: Peer, policy: Policy) -> None:
     """Runs with the rights of ``peer``, so that nobody learns of files they cannot read."""
     where = f"layer {layer.name!r}: {layer.binary}"
     _check_path(where, layer.binary, policy)
@@ -146,9 +231,18 @@ def _check_binary(layer: UserLayer, peer: Peer, policy: Policy) -> None:
         _check_path(where, os.readlink(f"/proc/self/fd/{fd}"), policy)  # noqa: PTH115
         try:
             build_id, digest = elf_identity(fd)
-            starts = function_starts(fd)
+            _check_identity(where, layer, build_id, digest)
+            if isinstance(layer, UserLayer):
+                _check_offsets(where, layer, fd)
+            else:
+                _check_points(where, layer, fd)
         except NotElfError as error:
             raise _refusal("binary", f"{where}: {error.message}") from error
+
+
+def _check_identity(
+    where: str, layer: UserLayer | UsdtLayer, build_id: str | None, digest: str | None
+) -> None:
     if (layer.build_id, layer.digest) != (build_id, digest):
         raise _refusal(
             "build_id",
@@ -156,11 +250,26 @@ def _check_binary(layer: UserLayer, peer: Peer, policy: Policy) -> None:
             f"{layer.build_id or layer.digest or 'nothing'}",
             hint="the file has changed: run datacrumbs_probe_configurator again",
         )
+
+
+def _check_offsets(where: str, layer: UserLayer, fd: int) -> None:
+    starts = function_starts(fd)
     for function in layer.functions:
         if function.offset not in starts:
             raise _refusal(
-                "offset", f"{where}: no function begins at {function.offset:#x} ({function.name})"
+                "offset",
+                f"{where}: no function that may be probed begins at {function.offset:#x} "
+                f"({function.name})",
             )
+
+
+def _check_points(where: str, layer: UsdtLayer, fd: int) -> None:
+    """That the file has the points: the daemon takes their places from it as well."""
+    there = {(point.provider, point.name) for point in usdt_points(fd)}
+    for function in layer.functions:
+        for name in (function.name, function.returns):
+            if name is not None and (function.provider, name) not in there:
+                raise _refusal("usdt", f"{where}: has no point {function.provider}:{name}")
 
 
 def _check_path(where: str, path: str, policy: Policy) -> None:

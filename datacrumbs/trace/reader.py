@@ -71,12 +71,19 @@ class HostTrace:
         return [_describe(number, path) for number, path in _list_segments(self.path, EVENTS)]
 
     def table(self, name: str) -> pa.Table:
-        """A small table whole: one of ``functions``, ``files``, ``processes``, ``peers``."""
+        """A table other than ``events``, whole; ``intervals`` may be large: see `batches`."""
         import pyarrow as pa
 
+        return pa.Table.from_batches(self.batches(name), schema=arrow_schema(name))
+
+    def batches(self, name: str) -> Iterator[pa.RecordBatch]:
+        """The rows of a table other than ``events``, in the order they were written.
+
+        None of the batches is empty.
+        """
         schema = arrow_schema(name)
-        parts = [_whole(path, schema) for _, path in _list_segments(self.path, name)]
-        return pa.concat_tables([schema.empty_table(), *parts])
+        for _, path in _list_segments(self.path, name):
+            yield from _batches(path, schema)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,17 +191,15 @@ def _guarded(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Recor
         raise _damaged(path, error) from error
 
 
-def _whole(path: Path, schema: pa.Schema) -> pa.Table:
-    import pyarrow as pa
-
+def _batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     if path.suffix == ".arrows":
         rows = _read_stream(path, schema)
         if rows is not None:
-            return rows
+            yield from (batch for batch in rows.to_batches() if len(batch))
+            return
         path = path.with_suffix(".parquet")
     with _parquet(path) as file:
-        batches = list(_guarded(path, file.iter_batches(use_threads=False)))
-    return pa.Table.from_batches(batches, schema=schema)
+        yield from _guarded(path, file.iter_batches(use_threads=False))
 
 
 def _describe(number: int, path: Path) -> Segment:

@@ -45,9 +45,12 @@ class ProbeFileFacts(Struct, frozen=True, kw_only=True):
 
 
 class Counts(Struct, frozen=True, kw_only=True):
-    """Events kept, lost, filtered and unfinished; size of the trace's files."""
+    """Events kept, calls added up in intervals, calls lost and filtered, events unfinished;
+    size of the trace's files.
+    """
 
     events: int = 0
+    profiled: int = 0
     lost: int = 0
     filtered: int = 0
     unfinished: int = 0
@@ -55,11 +58,25 @@ class Counts(Struct, frozen=True, kw_only=True):
 
 
 class LostBy(Struct, frozen=True, kw_only=True):
-    """Where it was lost: events in a full ring or on a full disk; strings (paths, names)."""
+    """Where it was lost: events in a full ring, calls in a full profile, either on a full disk;
+    strings (paths, names).
+    """
 
     ring: int = 0
+    profile: int = 0
     strings: int = 0
     disk: int = 0
+
+
+class FilteredBy(Struct, frozen=True, kw_only=True):
+    """Why calls were not kept: too short, too many a second, on other files; or of another
+    layer's processes or of 32-bit programs.
+    """
+
+    duration: int = 0
+    rate: int = 0
+    path: int = 0
+    other: int = 0
 
 
 class Mechanism(Struct, frozen=True, kw_only=True):
@@ -116,6 +133,7 @@ class RunInfo(Struct, frozen=True, kw_only=True):
     clocks: list[ClockPair]
     counts: Counts = Counts()
     lost_by: LostBy = LostBy()
+    filtered_by: FilteredBy = FilteredBy()
     mechanisms: list[Mechanism] = []
     skipped: list[Skipped] = []
     daemon: Daemon

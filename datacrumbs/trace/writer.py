@@ -24,6 +24,7 @@ from datacrumbs.trace.schema import (
     EVENT_DTYPE,
     EVENTS,
     FUNCTIONS,
+    INTERVALS,
     TABLES,
     arrow_schema,
     segment_name,
@@ -40,6 +41,9 @@ ROW_GROUP_ROWS = 32 * 1024
 
 TABLE_SEGMENT_ROWS = 64 * 1024
 """Rows of one segment of a small table."""
+
+INTERVAL_SEGMENT_ROWS = 256 * 1024
+"""Rows of one segment of ``intervals``: a second of a busy node may have 100,000."""
 
 STREAM_BATCHES = 3600
 """A segment is closed after this many batches, so that a quiet day does not leave one stream
@@ -71,6 +75,7 @@ class TraceWriter:
         self._events = _EventLog(self._home, segment_events)
         self._rows = {t: _RowLog(self._home, t) for t in TABLES if t != EVENTS}
         self._rows[FUNCTIONS].segment_rows = 1  # known at the start: Parquet from the start
+        self._rows[INTERVALS].segment_rows = INTERVAL_SEGMENT_ROWS
 
     def write_events(self, raw: NDArray[Any]) -> int:
         """Append ``raw`` (`EVENT_DTYPE`, copied); returns how many events are lost for good.
@@ -81,7 +86,9 @@ class TraceWriter:
         return self._events.add(raw)
 
     def write_rows(self, table: str, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Append rows, given by column, to a table other than ``events``."""
+        """Append rows, given by column (lists, numpy or Arrow arrays), to a table other than
+        ``events``.
+        """
         self._rows[table].add(columns)
 
     def flush(self) -> None:
@@ -120,8 +127,13 @@ class TraceWriter:
 
     @property
     def rows_lost(self) -> int:
-        """Rows of the small tables that a full disk cost."""
-        return sum(log.lost for log in self._rows.values())
+        """Rows of the small tables that a full disk cost, without those of ``intervals``."""
+        return sum(log.lost for table, log in self._rows.items() if table != INTERVALS)
+
+    @property
+    def calls_lost(self) -> int:
+        """Calls in the rows of ``intervals`` that a full disk cost."""
+        return self._rows[INTERVALS].lost
 
     @property
     def problem(self) -> str:
@@ -368,39 +380,37 @@ def _batch(rows: NDArray[Any]) -> pa.RecordBatch:
 
 
 class _RowLog:
-    """A small table: rows wait in lists until a flush writes them."""
+    """A small table: rows wait in batches until a flush writes them."""
 
     def __init__(self, home: _Home, table: str) -> None:
         self._home = home
         self._table = table
-        self._names = arrow_schema(table).names
-        self._waiting: dict[str, list[Any]] = {name: [] for name in self._names}
+        self._schema = arrow_schema(table)
+        self._waiting: list[pa.RecordBatch] = []
         self._rows = 0  # in the open stream
         self.segment_rows = TABLE_SEGMENT_ROWS
         self.stream = _Stream(home, table)
-        self.lost = 0
+        self.lost = 0  # rows; of a table that counts calls, those
 
-    def add(self, columns: Mapping[str, Sequence[Any]]) -> None:
+    def add(self, columns: Mapping[str, Any]) -> None:
+        import pyarrow as pa
+
         counts = {len(values) for values in columns.values()}
-        if set(columns) != set(self._names) or len(counts) != 1:
-            raise ValueError(f"{self._table}: needs {self._names}, of one length")
-        for name, values in columns.items():
-            self._waiting[name].extend(values)
-        if self._count() >= TABLE_SEGMENT_ROWS:
+        if set(columns) != set(self._schema.names) or len(counts) != 1:
+            raise ValueError(f"{self._table}: needs {self._schema.names}, of one length")
+        self._waiting.append(pa.RecordBatch.from_pydict(columns, schema=self._schema))
+        if self._count() >= max(self.segment_rows, TABLE_SEGMENT_ROWS):
             self.flush()
             self.give_up()
 
     def flush(self) -> None:
         """Rows that the disk does not take wait for the next flush."""
-        import pyarrow as pa
-
         if not self._count():
             return
-        batch = pa.RecordBatch.from_pydict(self._waiting, schema=arrow_schema(self._table))
-        if not self.stream.append(batch):
+        if not self.stream.append(_joined(self._waiting)):
             return
         self._rows += self._count()
-        self._clear()
+        self._waiting.clear()
         if self._rows >= self.segment_rows or self.stream.batches >= STREAM_BATCHES:
             self.roll()
 
@@ -415,16 +425,24 @@ class _RowLog:
 
     def give_up(self) -> None:
         """Count what waits still, and let it go: a full disk has kept it waiting too long."""
-        self.lost += self._count()
-        self._clear()
+        counts = "count" in self._schema.names
+        self.lost += sum(
+            sum(batch["count"].to_pylist()) if counts else batch.num_rows for batch in self._waiting
+        )
+        self._waiting.clear()
 
     def _save(self, number: int, tables: Iterator[pa.Table]) -> bool:
         name = segment_name(self._table, number, "parquet")
-        return self._home.save_parquet(name, arrow_schema(self._table), tables, **_ROW_OPTIONS)
+        return self._home.save_parquet(name, self._schema, tables, **_ROW_OPTIONS)
 
     def _count(self) -> int:
-        return len(self._waiting[self._names[0]])
+        return sum(batch.num_rows for batch in self._waiting)
 
-    def _clear(self) -> None:
-        for values in self._waiting.values():
-            values.clear()
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    if len(batches) == 1:
+        return batches[0]
+    (whole,) = pa.Table.from_batches(batches).combine_chunks().to_batches()
+    return whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from pathlib import Path
 
 from datacrumbs.config import SystemConfig
 from datacrumbs.errors import UserError
-from datacrumbs.probes.model import ProbeList, SyscallLayer, UsdtLayer, UserLayer
+from datacrumbs.probes.model import CustomLayer, ProbeList, SyscallLayer, UsdtLayer, UserLayer
 from datacrumbs.tracer import arguments, layout, usdt
+from datacrumbs.tracer.custom import Custom, attach_custom, plan_custom
 from datacrumbs.tracer.libbpf import OBJECT_PATH, Object
 from datacrumbs.tracer.plan import Plan
 from datacrumbs.tracer.system_calls import attach_syscalls, plan_syscalls
@@ -25,9 +27,21 @@ from datacrumbs.tracer.user_functions import (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class JobCgroup:
+    """The cgroup of a job, for layers with ``select: job``.
+
+    Either ``id``, the kernel's, of one of version 2 that exists; or ``name``, the last part of its
+    path, of one in any hierarchy, which may come later.
+    """
+
+    id: int = 0
+    name: str = ""
+
+
 @dataclass(slots=True)
 class Attached:
-    """The loaded object, its rings' descriptors and the two iterators."""
+    """The loaded object, its rings' descriptors, the two iterators, custom programs."""
 
     object: Object
     plan: Plan
@@ -36,6 +50,14 @@ class Attached:
     strings_fd: int
     mark_job_fd: int
     unfinished_fd: int
+    profile_fds: list[int]  # the two maps of profile mode; none without it
+    custom: list[Custom]
+
+    def detach(self) -> None:
+        """End all probes; what the rings hold stays."""
+        self.object.detach()
+        for custom in self.custom:
+            custom.detach()
 
 
 def power_of_two(size: int) -> int:
@@ -60,7 +82,7 @@ def attach(
     *,
     config: SystemConfig,
     run_id: str,
-    job_cgroup: int,
+    job: JobCgroup | None,
     log: Callable[[str], None],
 ) -> Attached:
     """Load and attach everything; as root. Raises `UserError` when nothing can be traced."""
@@ -70,12 +92,14 @@ def attach(
         raise UserError(f"{OBJECT_PATH}: layout {constants.layout}", hint="reinstall datacrumbs")
     constants.run_id = run_id.encode()
     constants.uid = probes.uid
-    constants.job_cgroup = job_cgroup
+    if job:
+        constants.job_cgroup, constants.job_name = job.id, job.name.encode()
     constants.ns_inum = Path("/proc/self/ns/pid").stat().st_ino
     constants.cpus_per_ring = config.ring.cpus_per_ring
     plan = Plan(probes, constants)
     users: list[tuple[UserLayer, list[Numbered]]] = []
     points: list[usdt.Opened] = []
+    programs: list[tuple[CustomLayer, dict[str, int]]] = []
     for layer in probes.layers:
         if isinstance(layer, SyscallLayer):
             plan_syscalls(layer, plan)
@@ -84,23 +108,28 @@ def attach(
         elif isinstance(layer, UsdtLayer):
             opened = usdt.open_usdt(layer, plan)
             points += [opened] if opened else []
+        elif isinstance(layer, CustomLayer):
+            programs.append((layer, plan_custom(layer, plan)))
         else:
             plan.skipped.append((layer.name, "all", "this version cannot attach such a layer"))
     rings, ring_bytes = ring_sizes(config, possible_cpus())
     bpf.set_entries("rings", rings)
     bpf.set_entries("strings", power_of_two(config.ring.strings_bytes))
+    bpf.set_entries("rates", plan.rate_entries())
     mechanism = choose() if users or points else Mechanism.SINGLE
     prepare(bpf, mechanism if users else None)
     usdt.prepare(bpf, points, mechanism)
     arguments.reserve(bpf, plan.arguments)
     bpf.load()
     arguments.tell(bpf, plan.arguments)
+    profile_fds = add_profiles(bpf, config.profile.entries) if plan.profiles() else []
     ring_fds = [bpf.add_ring("rings", i, ring_bytes) for i in range(rings)]
-    for name in ("on_fork", "on_exec", "on_exit", *(("on_cgroup",) if job_cgroup else ())):
+    for name in ("on_fork", "on_exec", "on_exit", *(("on_cgroup",) if job else ())):
         bpf.attach(name)
     for layer, functions in users:
         attach_user(bpf, layer, functions, plan, mechanism)
     usdt.attach_usdt(bpf, points, plan, mechanism)
+    custom = attach_custom(programs, plan, allowed=config.policy.custom, log=log)
     if not any(count for *_, count in plan.mechanisms):
         raise UserError("no probe of the probe file can be attached on this host")
     attach_syscalls(bpf, plan)
@@ -112,11 +141,33 @@ def attach(
         bpf.map_fd("strings"),
         bpf.iterator("mark_job"),
         bpf.iterator("unfinished"),
+        profile_fds,
+        custom,
     )
-    if job_cgroup:
+    if job:
         read_all(attached.mark_job_fd)
     attach_client(bpf, config.client_library_path())
     return attached
+
+
+def add_profiles(bpf: Object, entries: int) -> list[int]:
+    """The two maps that calls are added up in by turns; the first is in use."""
+    sizes = ctypes.sizeof(layout.ProfileKey), ctypes.sizeof(layout.Profile)
+    fds = [bpf.new_hash("dc_profile", *sizes, entries) for _ in range(2)]
+    bpf.put("profiles", 0, ctypes.c_uint32(fds[0]))
+    return fds
+
+
+def check_profiles(attached: Attached) -> None:
+    """Change the maps once, as the run's user; raises `UserError` if the kernel forbids it."""
+    try:
+        for fd in attached.profile_fds[:1]:
+            attached.object.put("profiles", 0, ctypes.c_uint32(fd))
+    except UserError as error:
+        raise UserError(
+            f"mode profile: {error.message}",
+            hint="this kernel keeps users from their own BPF maps: mode trace, or Linux 5.19",
+        ) from error
 
 
 def read_all(fd: int) -> None:

@@ -13,60 +13,54 @@ import os
 import platform
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from pwd import struct_passwd
 
-from datacrumbs.config import SystemConfig
+from datacrumbs.config import KernelArguments, SystemConfig
 from datacrumbs.errors import BadInputError, UserError
 from datacrumbs.notify import notify
-from datacrumbs.probes.file import load_verified
-from datacrumbs.run import host_name, lock_file, ready_file
+from datacrumbs.probes.file import load_verified, one_line
+from datacrumbs.probes.kernel_arguments import numbers_only
+from datacrumbs.probes.model import Select
+from datacrumbs.run import host_name, lock_file, make_run_dir, ready_file
+from datacrumbs.runlog import Log
 from datacrumbs.signing.keys import load_public_keys
 from datacrumbs.trace.rundir import create_run_directory
 from datacrumbs.trace.runfile import ProbeFileFacts, write_run_info
-from datacrumbs.tracer import privileges
-from datacrumbs.tracer.attach import Attached, attach
+from datacrumbs.tracer import layout, privileges
+from datacrumbs.tracer.attach import Attached, JobCgroup, attach, check_profiles
 from datacrumbs.tracer.recorder import WAKE, Recorder, Run, first_run_info
 
 READY = "ready"
 STANDARD_ERROR = 2
 
 
-@dataclass(slots=True)
-class Log:
-    """Standard error and, once it is open, the run's log file."""
-
-    prefix: str
-    fd: int = -1
-
-    def say(self, text: str) -> None:
-        """One line to both."""
-        line = f"{self.prefix}: {text}\n".encode(errors="backslashreplace")
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z ").encode()
-        # a full disk or a terminal that has gone stops no tracing
-        with contextlib.suppress(OSError):
-            os.write(STANDARD_ERROR, line)
-        if self.fd >= 0:
-            with contextlib.suppress(OSError):
-                os.write(self.fd, stamp + line)
-
-
 def run_daemon(
-    probe_path: Path, run_id: str, *, config: SystemConfig, cgroup: Path | None = None
+    probe_path: Path,
+    run_id: str,
+    *,
+    config: SystemConfig,
+    uid: int | None = None,
+    cgroup: Path | None = None,
 ) -> int:
     """Trace until SIGTERM or SIGINT; returns the exit code. Needs root.
 
-    Raises `UserError` for everything that stops it before it is ready.
+    With ``uid``, a probe file made for anybody else is refused. Raises `UserError` for
+    everything that stops it before it is ready; the unit's status then says so too.
     """
     if os.geteuid() != 0:
         raise UserError("needs root", hint="start datacrumbs@<run-id>.service, or use sudo")
     signal.pthread_sigmask(signal.SIG_BLOCK, WAKE)
     _open_standard_streams()
     try:
-        return _run(probe_path, run_id, config, cgroup)
+        return _run(probe_path, run_id, config, uid, cgroup)
+    except UserError as error:
+        notify(f"STATUS={one_line(error.message)}")
+        raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
+        notify(f"STATUS={one_line(where)}{error.strerror or error}")
         raise UserError(f"{where}{error.strerror or error}") from error
 
 
@@ -77,48 +71,28 @@ def _open_standard_streams() -> None:
     os.close(fd)
 
 
-def _run(probe_path: Path, run_id: str, config: SystemConfig, cgroup: Path | None) -> int:
+def _run(
+    probe_path: Path, run_id: str, config: SystemConfig, uid: int | None, cgroup: Path | None
+) -> int:
     run_dir = Path(config.run_dir)
-    _make_run_dir(run_dir)
+    make_run_dir(run_dir)
     lock_fd = _lock(run_dir, run_id)
     ready = ready_file(run_dir, run_id)
     ready.unlink(missing_ok=True)  # of a daemon that was killed: the lock was free
     try:
-        run = _verified(probe_path, run_id, config)
+        run = _verified(probe_path, run_id, config, uid)
         entry = privileges.account(run.probes.uid, run.probes.user)
         log = Log(f"datacrumbs[{run_id}]")
-        _open_log(log, config, entry, run_id)
-        job_cgroup = _cgroup_id(cgroup) if cgroup else 0
-        attached = attach(
-            run.probes, config=config, run_id=run_id, job_cgroup=job_cgroup, log=log.say
-        )
+        log.open(Path(config.log_dir), entry, run_id)
+        run = _without_pointers(run, log)
+        job = _job_cgroup(cgroup) if cgroup and _selects_job(run) else None
+        attached = attach(run.probes, config=config, run_id=run_id, job=job, log=log.say)
+        _remember_refusals(run, attached, log)
         return _supervise(run, attached, entry, ready, log, lock_fd=lock_fd)
     finally:
         ready.unlink(missing_ok=True)
         lock_file(run_dir, run_id).unlink(missing_ok=True)
         os.close(lock_fd)
-
-
-def _make_run_dir(run_dir: Path) -> None:
-    try:
-        _make_directory(run_dir)
-    except OSError as error:
-        raise UserError(
-            f"{run_dir}: {error.strerror}", hint="set run_dir in system.yaml"
-        ) from error
-
-
-def _make_directory(path: Path) -> None:
-    """A directory that everybody may look into and only root may write."""
-    if not path.exists():
-        path.mkdir(parents=True, exist_ok=True)
-        path.chmod(0o755)  # whatever the umask took away
-    status = path.stat()
-    if status.st_uid != 0 or status.st_mode & 0o022:
-        raise UserError(
-            f"{path}: others than root can write there",
-            hint=f"chown root {path} && chmod 755 {path}",
-        )
 
 
 def _lock(run_dir: Path, run_id: str) -> int:
@@ -140,7 +114,7 @@ def _lock(run_dir: Path, run_id: str) -> int:
         os.close(fd)
 
 
-def _verified(path: Path, run_id: str, config: SystemConfig) -> Run:
+def _verified(path: Path, run_id: str, config: SystemConfig, uid: int | None) -> Run:
     keys_dir = Path(config.keys.public_dir)
     verified = load_verified(
         path,
@@ -150,6 +124,7 @@ def _verified(path: Path, run_id: str, config: SystemConfig) -> Run:
         now=time.time(),
         cluster=config.cluster,
         machine=platform.machine(),
+        expect_user_uid=uid,
     )
     probes = verified.probes
     if probes.probe_count() > config.limits.functions:
@@ -166,32 +141,45 @@ def _verified(path: Path, run_id: str, config: SystemConfig) -> Run:
     return Run(run_id, probes, facts, config)
 
 
-def _open_log(log: Log, config: SystemConfig, entry: struct_passwd, run_id: str) -> None:
-    name = f"datacrumbs_{entry.pw_name}_{run_id}_{host_name()}.log"
-    path = Path(config.log_dir, name)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+def _selects_job(run: Run) -> bool:
+    return any(layer.select is Select.JOB for layer in run.probes.layers)
+
+
+def _without_pointers(run: Run, log: Log) -> Run:
+    """What was signed on a host with another kernel may be a pointer here."""
+    if run.config.policy.kernel_arguments is KernelArguments.ALL:
+        return run
+    probes, lost = numbers_only(run.probes)
+    for layer, name, reason in lost[:20]:
+        log.say(f"arguments not captured: {layer}: {name}: {reason}")
+    return replace(run, probes=probes)
+
+
+def _remember_refusals(run: Run, attached: Attached, log: Log) -> None:
+    """Note what the kernel refused, for the configurator; a run goes on without that."""
+    if not attached.plan.skipped:
+        return
+    from datacrumbs.probes import status
+
     try:
-        _make_directory(path.parent)
-        log.fd = os.open(path, flags, 0o600)
-        # user "a_b" with run "c" and user "a" with run "b_c" have one name
-        if os.fstat(log.fd).st_uid not in (0, entry.pw_uid):
-            raise UserError(f"{path}: the log of somebody else")
-        os.fchown(log.fd, entry.pw_uid, entry.pw_gid)
-    except (OSError, UserError) as error:
-        if log.fd >= 0:
-            os.close(log.fd)
-            log.fd = -1
-        why = error.message if isinstance(error, UserError) else f"{path}: {error.strerror}"
-        log.say(f"{why}; logging to standard error only")
+        entries = status.refusals(run.probes, attached.plan.skipped)
+        status.remember(Path(run.config.state_dir), entries)
+    except UserError as error:
+        log.say(f"what could not be attached is not remembered: {error.message}")
 
 
-def _cgroup_id(path: Path) -> int:
-    """The kernel's id of a cgroup of version 2: the inode number of its directory."""
-    if not (path / "cgroup.procs").exists() or not (path / "cgroup.controllers").exists():
+def _job_cgroup(cgroup: Path) -> JobCgroup:
+    """A directory of version 2, by its inode number; or a name that is to come."""
+    if len(cgroup.parts) == 1 and not cgroup.is_absolute():
+        if len(cgroup.name.encode()) >= layout.JOB_NAME_BYTES:
+            raise BadInputError(f"{cgroup}: longer than {layout.JOB_NAME_BYTES - 1} bytes")
+        return JobCgroup(name=cgroup.name)
+    if not (cgroup / "cgroup.procs").exists() or not (cgroup / "cgroup.controllers").exists():
         raise BadInputError(
-            f"{path}: not a cgroup of version 2", hint="give the job's directory below the mount"
+            f"{cgroup}: not a cgroup of version 2",
+            hint="give the job's directory below the mount, or its name alone",
         )
-    return path.stat().st_ino
+    return JobCgroup(id=cgroup.stat().st_ino)
 
 
 def _supervise(
@@ -271,17 +259,18 @@ def _child(run: Run, attached: Attached, entry: struct_passwd, write_fd: int, lo
         log.say(f"recording {len(attached.plan.functions)} functions to {directory}")
         for layer, name, reason in attached.plan.skipped[:20]:
             log.say(f"not traced: {layer}: {name}: {reason}")
+        check_profiles(attached)
         tell(READY)
         Recorder(run, attached, directory, info, say=say, beat=tell).record()
     except UserError as error:
-        log.say(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+        say(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""))
         return 1
     except OSError as error:  # a full disk, a file system that went away
-        log.say(f"error: {error.filename or 'the trace'}: {error.strerror}")
+        say(f"error: {error.filename or 'the trace'}: {error.strerror}")
         return 1
     except Exception:
         import traceback
 
-        log.say("error: " + traceback.format_exc())
+        say("error: " + traceback.format_exc())
         return 1
     return 0

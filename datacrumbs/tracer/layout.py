@@ -6,16 +6,21 @@ import ctypes
 import struct
 from enum import IntEnum
 
-LAYOUT = 3
+LAYOUT = 4
 SYSCALLS = 512
 FUNCTIONS = 65536
 LAYERS = 256
 MAX_CPUS = 1024
 RUN_ID_BYTES = 64
+JOB_NAME_BYTES = 64
 EVENT_BYTES = 64
+RULES = 32
+RULE_BYTES = 256
+POWERS = 48
 
 JOINED, IN_JOB = 1, 2
-USES_POS, RETURNS_FD = 1, 2
+USES_POS, RETURNS_FD, LEAN = 1, 2, 4
+PROFILED, MOVES, ERRNO, LIMITED = 1, 2, 4, 8
 
 
 class Call(ctypes.Structure):
@@ -41,14 +46,30 @@ class Function(ctypes.Structure):
     _fields_ = (
         ("select", ctypes.c_uint8),
         ("layer", ctypes.c_uint8),
-        ("unused", ctypes.c_uint8 * 6),
+        ("bits", ctypes.c_uint8),
+        ("unused", ctypes.c_uint8 * 5),
     )
 
 
 class Layer(ctypes.Structure):
     """struct dc_layer: one entry of the probe file."""
 
-    _fields_ = (("unused", ctypes.c_uint64 * 4),)
+    _fields_ = (
+        ("min_duration_ns", ctypes.c_uint64),
+        ("max_per_s", ctypes.c_uint32),
+        ("unused", ctypes.c_uint32 * 5),
+    )
+
+
+class Rule(ctypes.Structure):
+    """struct dc_rule: a path prefix, forward and as a file record has it."""
+
+    _fields_ = (
+        ("path", ctypes.c_char * RULE_BYTES),
+        ("names", ctypes.c_uint8 * RULE_BYTES),
+        ("length", ctypes.c_uint32),
+        ("unused", ctypes.c_uint32),
+    )
 
 
 class Config(ctypes.Structure):
@@ -58,7 +79,11 @@ class Config(ctypes.Structure):
         ("calls", Call * SYSCALLS),
         ("functions", Function * FUNCTIONS),
         ("layers", Layer * LAYERS),
+        ("rules", Rule * RULES),
+        ("includes", ctypes.c_uint32),
+        ("rules_used", ctypes.c_uint32),
         ("run_id", ctypes.c_char * RUN_ID_BYTES),
+        ("job_name", ctypes.c_char * JOB_NAME_BYTES),
         ("job_cgroup", ctypes.c_uint64),
         ("uid", ctypes.c_uint32),
         ("ns_inum", ctypes.c_uint32),
@@ -75,7 +100,28 @@ class Counters(ctypes.Structure):
         ("lost_strings", ctypes.c_uint64),
         ("filtered", ctypes.c_uint64),
         ("unfinished", ctypes.c_uint64),
-        ("unused", ctypes.c_uint64 * 4),
+        ("filtered_duration", ctypes.c_uint64),
+        ("filtered_rate", ctypes.c_uint64),
+        ("filtered_path", ctypes.c_uint64),
+        ("lost_profile", ctypes.c_uint64),
+    )
+
+
+class ProfileKey(ctypes.Structure):
+    """struct dc_profile_key: what calls are added up by."""
+
+    _fields_ = (("pid", ctypes.c_int32), ("func", ctypes.c_uint16), ("cpu", ctypes.c_uint16))
+
+
+class Profile(ctypes.Structure):
+    """struct dc_profile: the calls of one key, added up."""
+
+    _fields_ = (
+        ("time", ctypes.c_int64),
+        ("max", ctypes.c_int64),
+        ("bytes", ctypes.c_int64),
+        ("errors", ctypes.c_uint64),
+        ("calls", ctypes.c_uint32 * POWERS),
     )
 
 

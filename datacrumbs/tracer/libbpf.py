@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import errno
 import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from datacrumbs.errors import UserError
 
 OBJECT_PATH = Path(__file__).with_name("datacrumbs.bpf.o")
 PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-BPF_MAP_TYPE_RINGBUF = 27
+BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_RINGBUF = 1, 27
 BPF_LINK_CREATE = 28
+DETACHING_THREADS = 32
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}
 
 
@@ -71,6 +74,26 @@ def _load() -> ctypes.CDLL:
     for name in pointers:
         getattr(library, name).restype = ctypes.c_void_p
     return library
+
+
+def _at_once(action: Callable[[Any], object], objects: list[Any]) -> None:
+    """``action`` on each, several at a time: each waits for a grace period of the kernel (20 ms
+    and more for a link of uprobes), and those that wait together wait once."""
+    if len(objects) < 2:
+        for one in objects:
+            action(one)
+        return
+    todo = iter(objects)  # next() of a list's iterator is atomic
+
+    def work() -> None:
+        for one in todo:
+            action(one)
+
+    threads = [Thread(target=work) for _ in range(min(len(objects), DETACHING_THREADS))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 class Object:
@@ -252,14 +275,51 @@ class Object:
         self.put(outer, index, ctypes.c_uint32(fd))
         return int(fd)
 
+    def new_hash(self, name: str, key_bytes: int, value_bytes: int, entries: int) -> int:
+        """The descriptor of a new hash map with memory for all its entries."""
+        fd = self._c.bpf_map_create(
+            BPF_MAP_TYPE_HASH, name.encode(), key_bytes, value_bytes, entries, None
+        )
+        if fd < 0:
+            raise UserError(f"cannot make a map of {entries} entries: {os.strerror(-fd)}")
+        return int(fd)
+
     def put(self, name: str, key: int, value: ctypes.Structure | ctypes.c_uint32) -> None:
-        """Set the element ``key``, a 32-bit number, of a map."""
+        """Set the element ``key``, a 32-bit number, of a map.
+
+        In a map of maps ``value`` is a descriptor; when it returns, no BPF program uses the
+        map that was there any more.
+        """
         number = ctypes.c_uint32(key)
         code = self._c.bpf_map_update_elem(
             self.map_fd(name), ctypes.byref(number), ctypes.byref(value), ctypes.c_uint64(0)
         )
         if code:
             raise UserError(f"cannot set {key} of map {name}: {os.strerror(-code)}")
+
+    def take_batch(
+        self, fd: int, position: ctypes.c_uint32 | None, keys: int, values: int, room: int
+    ) -> tuple[int, ctypes.c_uint32 | None]:
+        """Move up to ``room`` entries of hash map ``fd`` to the addresses ``keys``, ``values``.
+
+        Starts at ``position``, None at first; returns how many, and the position to go on
+        from: None at the end. Raises `UserError`.
+        """
+        after, count = ctypes.c_uint32(), ctypes.c_uint32(room)
+        code = self._c.bpf_map_lookup_and_delete_batch(
+            fd,
+            position and ctypes.byref(position),
+            ctypes.byref(after),
+            ctypes.c_void_p(keys),
+            ctypes.c_void_p(values),
+            ctypes.byref(count),
+            None,
+        )
+        if code == -errno.ENOENT:
+            return count.value, None
+        if code:
+            raise UserError(f"cannot empty a map: {os.strerror(-code)}")
+        return count.value, after
 
     def iterator(self, name: str) -> int:
         """A descriptor whose reading runs the iterator program ``name`` over all tasks."""
@@ -275,9 +335,7 @@ class Object:
     def detach(self, since: tuple[int, int] = (0, 0)) -> None:
         """Detach what was attached since a mark; what the maps and rings hold stays."""
         links, fds = since
-        for fd in self._fds[fds:]:
-            os.close(fd)
+        _at_once(os.close, self._fds[fds:])
         del self._fds[fds:]
-        for link in self._links[links:]:
-            self._c.bpf_link__destroy(link)
+        _at_once(self._c.bpf_link__destroy, self._links[links:])
         del self._links[links:]

@@ -36,7 +36,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from datacrumbs.probes.elf_functions import PF_X, PT_LOAD, function_starts, has_name
+from datacrumbs.probes.elf_functions import PF_X, PT_LOAD, function_map, has_name
 from datacrumbs.probes.elf_identity import Segment, read_at, read_layout
 
 FUNCTION_BYTES_MAX = 64 << 10
@@ -71,8 +71,9 @@ class Code:
         self._iced = _disassembler()
         layout = read_layout(fd)
         self._segments = [s for s in layout.segments if s.kind == PT_LOAD and s.flags & PF_X]
-        self.starts = function_starts(fd)
-        self._sorted = sorted(self.starts)
+        found = function_map(fd)
+        self.starts = frozenset(start for start, probed in found.items() if probed)
+        self._sorted = sorted(found)
 
     def passed_by_exceptions(self) -> bool:
         """May a C++ exception or a panic pass the file's functions?"""

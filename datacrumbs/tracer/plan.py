@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from datacrumbs.probes.model import Argument, Layer, ProbeList, Select
+from datacrumbs.errors import UserError
+from datacrumbs.probes.model import Argument, Layer, Mode, ProbeList, Select
 from datacrumbs.trace.schema import Op
 from datacrumbs.tracer import layout
+
+MOVING = {Op.READ, Op.WRITE, Op.COPY}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,16 @@ class Plan:
     #                            layer, kind, mechanism, how many functions
     arguments: dict[int, Sequence[Argument]] = field(default_factory=dict)  # by function
 
+    def __post_init__(self) -> None:
+        for entry, layer in zip(self.config.layers, self.probes.layers, strict=False):
+            entry.min_duration_ns = layer.min_duration_ns
+            entry.max_per_s = layer.max_per_s
+        prefixes = [*self.probes.include, *self.probes.exclude]
+        for rule, prefix in zip(self.config.rules, prefixes, strict=False):
+            fill_rule(rule, prefix)
+        self.config.includes = len(self.probes.include)
+        self.config.rules_used = len(prefixes)
+
     def add(
         self,
         layer: Layer,
@@ -47,11 +60,46 @@ class Plan:
         """Number a function and tell the BPF programs of it; numbers count from 1."""
         func = len(self.functions) + 1
         self.functions.append(Function(func, layer.name, name, kind, op, binary))
-        self.config.functions[func].select = select_bits(layer.select)
-        self.config.functions[func].layer = self.probes.layers.index(layer)
-        if arguments:
+        entry = self.config.functions[func]
+        entry.select = select_bits(layer.select)
+        entry.layer = self.probes.layers.index(layer)
+        entry.bits = (
+            (layer.mode is Mode.PROFILE) * layout.PROFILED
+            | (op in MOVING) * layout.MOVES
+            | (kind == "syscall") * layout.ERRNO
+            | bool(layer.min_duration_ns or layer.max_per_s) * layout.LIMITED
+        )
+        if arguments and layer.mode is Mode.TRACE:
             self.arguments[func] = arguments
         return func
+
+    def profiles(self) -> bool:
+        """Is any layer in profile mode?"""
+        return any(layer.mode is Mode.PROFILE for layer in self.probes.layers)
+
+    def lean(self, layer: Layer) -> bool:
+        """May calls of ``layer`` be observed without finding out which file they are about?"""
+        return layer.mode is Mode.PROFILE and not self.config.rules_used
+
+    def rate_entries(self) -> int:
+        """Size of the map of rates: by function, if any layer has a limit."""
+        limited = any(layer.max_per_s for layer in self.probes.layers)
+        return len(self.functions) + 1 if limited else 1
+
+
+def fill_rule(rule: layout.Rule, prefix: str) -> None:
+    """Both forms of a path prefix: ``/a/b`` and ``b NUL a NUL``. Raises `UserError`."""
+    parts = [part for part in prefix.encode().split(b"/") if part not in (b"", b".")]
+    path = b"".join(b"/" + part for part in parts)
+    if len(path) >= layout.RULE_BYTES or b".." in parts:
+        raise UserError(
+            f"path prefix {prefix!r}: it must be without .. and at most "
+            f"{layout.RULE_BYTES - 1} bytes long",
+            hint="correct include or exclude in the capture config",
+        )
+    rule.path, rule.length = path, len(path)
+    names = b"".join(part + b"\0" for part in reversed(parts))
+    rule.names[: len(names)] = names
 
 
 def select_bits(kind: Select) -> int:

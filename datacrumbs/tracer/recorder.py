@@ -21,6 +21,7 @@ from datacrumbs.trace.clocks import take_pair
 from datacrumbs.trace.runfile import (
     Counts,
     Daemon,
+    FilteredBy,
     LostBy,
     Mechanism,
     ProbeFileFacts,
@@ -36,6 +37,7 @@ from datacrumbs.trace.schema import (
     ARGUMENTS,
     FILES,
     FUNCTIONS,
+    INTERVALS,
     PEERS,
     PROCESSES,
     EventFlag,
@@ -43,6 +45,7 @@ from datacrumbs.trace.schema import (
 )
 from datacrumbs.tracer import layout
 from datacrumbs.tracer.attach import Attached, power_of_two, read_all
+from datacrumbs.tracer.custom import RING_BYTES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,8 +54,18 @@ if TYPE_CHECKING:
 POLL_S = 0.1
 BUSY_POLL_S = 0.01
 FLUSH_S = 1.0
+TELL_S = 5.0
+"""How often systemd gets a status line."""
 STATUS_S = 60.0
 WAKE = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
+
+
+@dataclass(slots=True)
+class Told:
+    """When a status line was made, and the events until then: rates are since that."""
+
+    at_s: float
+    events: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,19 +122,26 @@ class Recorder:
         # here, after the daemon is ready: numpy and pyarrow take longer to load than all else
         from datacrumbs.trace.writer import TraceWriter
         from datacrumbs.tracer.names import Names
+        from datacrumbs.tracer.profile import Profile
         from datacrumbs.tracer.rings import EventRing, StringRing
 
         self._attached, self._directory, self._info = attached, directory, info
         self._say, self._beat = say, beat
         self._rings = [EventRing(fd, attached.ring_bytes) for fd in attached.ring_fds]
+        self._rings += [EventRing(one.ring_fd, RING_BYTES) for one in attached.custom]
+        self._custom_lost = [one.lost() for one in attached.custom]
         size = power_of_two(run.config.ring.strings_bytes)
         self._strings = StringRing(attached.strings_fd, size)
         self._names = Names(max_files=run.config.limits.files, kept=attached.plan.arguments)
         self._writer = TraceWriter(directory, segment_events=run.config.segment.events)
         self._counters = attached.object.shared(".data.counters", layout.Counters * layout.MAX_CPUS)
+        fds = attached.profile_fds
+        self._profile = Profile(attached.object, fds) if fds else None
+        self._interval_s = run.config.profile.interval_s
+        self._profiled = 0
         self._disk_lost = 0
         self._unfinished = 0
-        self._said = (time.monotonic(), 0)
+        self._logged, self._beaten = Told(time.monotonic()), Told(time.monotonic())
         functions = attached.plan.functions
         self._write_rows(
             FUNCTIONS,
@@ -138,22 +158,27 @@ class Recorder:
         """Work until SIGTERM or SIGINT; SIGUSR1 asks for a status line. Signals are blocked."""
         flush_at = time.monotonic() + FLUSH_S
         status_at = time.monotonic() + STATUS_S
+        interval_at = time.monotonic() + self._interval_s
         pause_s = POLL_S
         while True:
-            got = signal.sigtimedwait(WAKE, pause_s)
+            got = signal.sigtimedwait(WAKE, min(pause_s, max(interval_at - time.monotonic(), 0)))
             if got and got.si_signo != signal.SIGUSR1:
                 return self._stop()
             pause_s = BUSY_POLL_S if self._drain() > 100_000 else POLL_S
             now = time.monotonic()
             if got:
-                self._say(self.status())
+                self._say(self.status(self._logged))
+            if now >= interval_at:
+                interval_at = max(interval_at + self._interval_s, now)
+                self._take_profile()
             if now >= flush_at:
                 flush_at = now + FLUSH_S
                 self._writer.flush()
-                self._beat("")
+                tell = now >= self._beaten.at_s + TELL_S
+                self._beat(self.status(self._beaten) if tell else "")
             if now >= status_at:
                 status_at = now + STATUS_S
-                self._say(self.status())
+                self._say(self.status(self._logged))
                 self._save(State.RUNNING, clock=True)
 
     def _drain(self) -> int:
@@ -167,58 +192,83 @@ class Recorder:
         self._unfinished += int((events["flags"] & EventFlag.UNFINISHED).sum())
         self._disk_lost += self._writer.write_events(events)
 
+    def _take_profile(self) -> None:
+        if self._profile:
+            calls, columns = self._profile.take()
+            self._profiled += calls
+            if columns:
+                self._writer.write_rows(INTERVALS, columns)
+
     def _write_rows(self, table: str, columns: list[list[Any]]) -> None:
         if columns:
             names = arrow_schema(table).names
             self._writer.write_rows(table, dict(zip(names, columns, strict=True)))
 
     def _stop(self) -> None:
-        self._attached.object.detach()
+        self._attached.detach()
         read_all(self._attached.unfinished_fd)
         while self._drain():
             pass
+        self._take_profile()
         self._disk_lost += self._writer.close()
         self._save(State.COMPLETE, clock=True)
-        self._say(self.status())
+        self._say(self.status(self._logged))
 
     def _sum(self, name: str) -> int:
         return sum(int(getattr(c, name)) for c in self._counters)
 
-    def _counts(self) -> tuple[Counts, LostBy]:
+    def _counts(self) -> tuple[Counts, LostBy, FilteredBy]:
         lost_by = LostBy(
-            ring=self._sum("lost"),
+            ring=self._sum("lost") + sum(count[0] for count in self._custom_lost),
+            profile=self._sum("lost_profile"),
             strings=self._sum("lost_strings") + self._writer.rows_lost + self._names.over_limit,
-            disk=self._disk_lost,
+            disk=self._disk_lost + self._writer.calls_lost,
+        )
+        filtered_by = FilteredBy(
+            duration=self._sum("filtered_duration"),
+            rate=self._sum("filtered_rate"),
+            path=self._sum("filtered_path"),
+            other=self._sum("filtered"),
         )
         counts = Counts(
             events=self._writer.events,
-            lost=lost_by.ring + lost_by.disk,
-            filtered=self._sum("filtered"),
+            profiled=self._profiled - self._writer.calls_lost,
+            lost=lost_by.ring + lost_by.profile + lost_by.disk,
+            filtered=sum(msgspec.structs.astuple(filtered_by)),
             unfinished=self._unfinished,
             bytes_written=self._writer.bytes_written,
         )
-        return counts, lost_by
+        return counts, lost_by, filtered_by
 
     def _save(self, state: State, *, clock: bool) -> None:
-        counts, lost_by = self._counts()
+        counts, lost_by, filtered_by = self._counts()
         stopped = {"stopped_ns": time.time_ns()} if state is State.COMPLETE else {}
         clocks = [*self._info.clocks, take_pair()] if clock else self._info.clocks
         self._info = msgspec.structs.replace(
-            self._info, state=state, counts=counts, lost_by=lost_by, clocks=clocks, **stopped
+            self._info,
+            state=state,
+            counts=counts,
+            lost_by=lost_by,
+            filtered_by=filtered_by,
+            clocks=clocks,
+            **stopped,
         )
         try:
             write_run_info(self._directory, self._info)
         except OSError as error:
             self._say(f"run.json: {error.strerror}")
 
-    def status(self) -> str:
-        """One line: events, rate since the last line, lost, filtered, bytes written."""
-        counts, lost_by = self._counts()
-        now, (then, before) = time.monotonic(), self._said
-        rate = (counts.events - before) / max(now - then, 1e-9)
-        self._said = (now, counts.events)
+    def status(self, told: Told) -> str:
+        """One line: events and profiled calls, their rate since ``told``, lost, filtered,
+        bytes written.
+        """
+        counts, lost_by, _ = self._counts()
+        now, total = time.monotonic(), counts.events + counts.profiled
+        rate = (total - told.events) / max(now - told.at_s, 1e-9)
+        told.at_s, told.events = now, total
+        profiled = f"{counts.profiled} calls profiled, " if self._profile else ""
         line = (
-            f"{counts.events} events, {rate:.0f}/s, {counts.lost} lost, "
+            f"{counts.events} events, {profiled}{rate:.0f}/s, {counts.lost} lost, "
             f"{counts.filtered} filtered, {counts.bytes_written} bytes written"
         )
         if lost_by.strings:

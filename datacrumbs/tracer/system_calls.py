@@ -11,9 +11,11 @@ from datacrumbs.tracer.libbpf import Object
 from datacrumbs.tracer.plan import Plan, select_bits
 
 
-def _fill_call(call: layout.Call, func: int, roles: Roles, select: int) -> None:
+def _fill_call(call: layout.Call, func: int, roles: Roles, select: int, *, lean: bool) -> None:
     call.func, call.select = func, select
-    call.bits = roles.uses_pos * layout.USES_POS | roles.returns_fd * layout.RETURNS_FD
+    call.bits = (
+        roles.uses_pos * layout.USES_POS | roles.returns_fd * layout.RETURNS_FD | lean * layout.LEAN
+    )
     for name, *_ in layout.Call._fields_[3:]:
         setattr(call, name, getattr(roles, name))
 
@@ -31,7 +33,8 @@ def plan_syscalls(layer: SyscallLayer, plan: Plan) -> None:
         else:
             roles = ROLES.get(name, NO_ROLES)
             func = plan.add(layer, name, "syscall", roles.op)
-            _fill_call(plan.config.calls[number], func, roles, select_bits(layer.select))
+            call, select = plan.config.calls[number], select_bits(layer.select)
+            _fill_call(call, func, roles, select, lean=plan.lean(layer))
             count += 1
     plan.mechanisms.append((layer.name, "syscalls", "tp_btf", count))
 

@@ -46,12 +46,12 @@ def measure(run: TracedRun, load: Path) -> dict[str, Times]:
 def _round(run: TracedRun, load: Path) -> dict[str, Times]:
     """Without a tracer and with ours, one after the other: the machine's moods hit both."""
     every, read = list(CASES), ["read_1"]
-    times = {"untraced": _as_user(run, load, wrap=False, cases=every)}
+    times = {"untraced": as_user(run, load, wrap=False, cases=every)}
     with empty_pair(run.root):
-        times["empty pair"] = _as_user(run, load, wrap=False, cases=read)
+        times["empty pair"] = as_user(run, load, wrap=False, cases=read)
     with daemon(run):
-        times["datacrumbs"] = _as_user(run, load, wrap=True, cases=every)
-        times["  not joined"] = _as_user(run, load, wrap=False, cases=read)
+        times["datacrumbs"] = as_user(run, load, wrap=True, cases=every)
+        times["  not joined"] = as_user(run, load, wrap=False, cases=read)
         times["  other user"] = {"read_1": _time([load, "read", str(REPEATS)], run.work)}
     return times
 
@@ -60,7 +60,8 @@ def _best(rounds: list[Times]) -> Times:
     return {case: min(times[case] for times in rounds) for case in rounds[0]}
 
 
-def _as_user(run: TracedRun, load: Path, *, wrap: bool, cases: list[str]) -> Times:
+def as_user(run: TracedRun, load: Path, *, wrap: bool, cases: list[str]) -> Times:
+    """The load's own times, as the run's user."""
     return {
         case: float(run.run(load, CASES[case], str(REPEATS), wrap=wrap).split()[-1])
         for case in cases

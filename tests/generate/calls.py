@@ -40,6 +40,8 @@ STACK: tuple[tuple[str, str, dict[str, str]], ...] = (
             "ext4_buffered_write_iter": "write",
             "ext4_file_read_iter": "read",
             "ext4_sync_file": "sync",
+            "iomap_dio_rw": "other",
+            "filemap_fdatawait": "wait",
             "ext4_da_get_block_prep": "other",
             "jbd2_log_wait_commit": "wait",
             "balance_dirty_pages": "wait",

@@ -74,14 +74,14 @@ def write_host(directory: Path, host: Host, *, segment_events: int = 1000) -> No
     numbers = function_numbers(host)
     events = events_of(host, numbers)
     writer = TraceWriter(home, segment_events=segment_events)
-    _write_tables(writer, host, numbers)
+    write_tables(writer, host, numbers)
     writer.write_events(events)
     if host.state is State.COMPLETE:
         writer.close()
     else:
         writer.flush()
     if host.run_file:
-        write_run_info(home, _run_info(host, len(events)))
+        write_run_file(home, host, len(events))
 
 
 def function_numbers(host: Host) -> dict[str, int]:
@@ -109,7 +109,7 @@ def events_of(host: Host, numbers: dict[str, int]) -> NDArray[Any]:
     return events
 
 
-def _write_tables(writer: TraceWriter, host: Host, numbers: dict[str, int]) -> None:
+def write_tables(writer: TraceWriter, host: Host, numbers: dict[str, int]) -> None:
     write_rows(
         writer,
         "functions",
@@ -139,7 +139,8 @@ def write_rows(writer: TraceWriter, table: str, rows: Sequence[tuple[Any, ...]])
         writer.write_rows(table, dict(zip(arrow_schema(table).names, columns, strict=True)))
 
 
-def _run_info(host: Host, events: int) -> Any:
+def write_run_file(home: Path, host: Host, events: int) -> None:
+    """``run.json`` of the host's part in ``home``, which holds ``events`` events."""
     last = max((call.end for call in host.calls()), default=BEGIN_NS)
     times = [BEGIN_NS, *range(BEGIN_NS + 60_000_000_000, last, 60_000_000_000), last + 1]
     facts: dict[str, Any] = {
@@ -150,7 +151,7 @@ def _run_info(host: Host, events: int) -> Any:
         "counts": Counts(events=events, lost=host.lost),
         "lost_by": LostBy(ring=host.lost),
     }
-    return run_info(state=host.state, **(facts | host.facts))
+    write_run_info(home, run_info(state=host.state, **(facts | host.facts)))
 
 
 def random_hosts(seed: int, *, hosts: int = 1, threads: int = 3, calls: int = 20) -> list[Host]:

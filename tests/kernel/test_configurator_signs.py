@@ -18,7 +18,7 @@ import pytest
 
 from datacrumbs.config import load_system_config
 from datacrumbs.probes.file import Verified, load_verified
-from datacrumbs.probes.model import UserLayer
+from datacrumbs.probes.model import KernelLayer, Mode, UsdtLayer, UserLayer
 from datacrumbs.signing.keys import load_public_keys
 
 pytestmark = pytest.mark.root
@@ -130,6 +130,65 @@ def test_everything_of_the_c_library_is_signed_too(site: Site) -> None:
     done = site.configure(config, site.home / "all.json.gz")
     assert (done.returncode, done.stderr) == (0, "")
     assert site.verified(site.home / "all.json.gz").probes.probe_count() > 2000
+
+
+EVERY_LAYER = """\
+paths: {exclude: [/proc]}
+capture_probes:
+  - {name: vfs, probe: kprobe, type: ksym, regex: 'vfs_(read|write)', arguments: [{name: count}]}
+  - {name: ext4, probe: kprobe, type: tracepoint, regex: ext4_sync_file, max_per_s: 100}
+  - name: python
+    probe: usdt
+    binary_path: /usr/bin/python3
+    provider: python
+    pairs: {function__entry: function__return}
+    arguments: [{index: 1, type: string, bytes: 64, as: function}]
+  - {name: c, probe: uprobe, from: command /bin/ls, file: 'libc[.].*', regex: '.*', mode: profile,
+     include_offsets: true}
+  - {name: sys, probe: syscalls, type: set, set: io, min_duration: 10us}
+"""
+
+
+def test_every_kind_of_layer_is_signed(site: Site) -> None:
+    """Root's own look at files and types agrees with the configurator's."""
+    config, out = site.home / "every.yaml", site.home / "every.json.gz"
+    config.write_text(EVERY_LAYER)
+    done = site.configure(config, out)
+    assert (done.returncode, done.stderr) == (0, "")
+    probes = site.verified(out).probes
+    vfs, ext4, python, libc, system_calls = probes.layers
+    assert isinstance(vfs, KernelLayer) and isinstance(python, UsdtLayer)
+    assert [[a.name for a in f.arguments] for f in vfs.functions] == [["count"], ["count"]]
+    assert (ext4.max_per_s, system_calls.min_duration_ns) == (100, 10_000)
+    assert python.functions[0].returns == "function__return"
+    assert (libc.mode, len(libc.functions) > 2000) == (Mode.PROFILE, True)
+    assert probes.exclude == ["/proc"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "rule"),
+    [
+        (
+            "probe: kprobe, type: ksym, regex: vfs_read, arguments: [{name: file}]",
+            "policy.kernel_arguments: layer 'a': vfs_read: argument 'file' is not a number",
+        ),
+        (
+            "probe: custom, file: mine.bpf.c, functions: [mine]",
+            "policy.custom: layer 'a': custom programs are not allowed",
+        ),
+    ],
+)
+def test_what_the_site_does_not_allow_is_refused_in_one_line(
+    site: Site, entry: str, rule: str
+) -> None:
+    config, out = site.home / "refused.yaml", site.home / "refused.json.gz"
+    config.write_text(f"capture_probes: [{{name: a, {entry}}}]")
+    (site.home / "mine.bpf.c").write_text("int x;\n")
+    done = site.configure(config, out)
+    assert done.returncode == 1
+    assert f"signing service: {rule}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
 
 
 def test_an_existing_file_is_replaced_whole(site: Site) -> None:

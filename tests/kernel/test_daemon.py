@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 from kernel.tracing import wait_until
 
-from datacrumbs.probes import model
+from datacrumbs.probes import model, status
 from datacrumbs.probes.elf import read_functions
 from datacrumbs.probes.elf_identity import elf_identity
 from datacrumbs.probes.file import write_probe_file
@@ -154,6 +155,7 @@ def site(ordinary_user: pwd.struct_passwd) -> Iterator[Site]:
     keys.create_private_key(made.path("private.pem"), made.path("keys"))
     made.config.write_text(
         f"trace_dir: {root}/traces\nrun_dir: {root}/run\nlog_dir: {root}/log\n"
+        f"state_dir: {root}/state\n"
         f"keys: {{private: {root}/private.pem, public_dir: {root}/keys}}\n"
     )
     yield made
@@ -380,6 +382,30 @@ def test_no_probe_is_set_where_no_function_begins(site: Site) -> None:
     ]
     with site.daemon(site.sign("p.gz", layers=layers), "r") as daemon:
         assert "inside: no function begins there" in stop(daemon)
+    (entry,) = status.known(site.path("state"), site.user.pw_uid)
+    assert (entry.target, entry.name, entry.offset) == (build_id or digest, "inside", 4097)
+    assert (entry.reason, entry.uid) == ("no function begins there", status.EVERYBODY)
+
+
+def test_what_cannot_be_remembered_stops_no_run(site: Site) -> None:
+    state = site.path("state")
+    state.mkdir()
+    state.chmod(0o777)
+    layers = [
+        model.SyscallLayer(name="syscall", functions=["read"]),
+        model.UserLayer(
+            name="app",
+            binary="/bin/true",
+            functions=[model.UserFunction(name="inside", offset=4097)],
+            digest="sha256:" + "0" * 64,
+        ),
+    ]
+    with open("/bin/true", "rb") as file:
+        build_id, digest = elf_identity(file.fileno())
+    layers[1] = msgspec.structs.replace(layers[1], build_id=build_id, digest=digest)
+    with site.daemon(site.sign("p.gz", layers=layers), "r") as daemon:
+        words = stop(daemon)
+    assert f"not remembered: {state}/status.sqlite: others than root can write" in words
 
 
 def test_trace_directory_of_somebody_else_is_refused(site: Site) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
@@ -10,12 +9,20 @@ import shutil
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kernel.tracing import LIBRARY, PYTHON, RUN_ID, UNFINISHED, Trace, TracedRun, traced_names
+from kernel.tracing import (
+    LIBRARY,
+    PYTHON,
+    RUN_ID,
+    UNFINISHED,
+    Trace,
+    TracedRun,
+    job_cgroup,
+    traced_names,
+)
 
 from datacrumbs.probes.syscalls import ROLES
 from datacrumbs.trace.schema import Op
@@ -267,17 +274,19 @@ int main(void) {
 """
 
 
-@contextlib.contextmanager
-def job_cgroup() -> Iterator[Path]:
-    """A cgroup of version 2, below the mount of this host."""
-    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    mount = next(Path(fields[1]) for fields in mounts if fields[2] == "cgroup2")
-    cgroup = mount / f"datacrumbs-test-{os.getpid()}"
-    cgroup.mkdir()
-    try:
-        yield cgroup
-    finally:
-        cgroup.rmdir()
+@pytest.mark.parametrize("version", ["cgroup", "cgroup2"])
+def test_a_job_whose_cgroup_comes_after_the_daemon(traced_run: TracedRun, version: str) -> None:
+    if version not in Path("/proc/filesystems").read_text().split():
+        pytest.skip("this kernel has no such cgroups")
+    name = Path(f"datacrumbs-test-{os.getpid()}")
+    become = f"setpriv --reuid {traced_run.user.pw_uid} --clear-groups dd if=/dev/zero of=/dev/null"
+    with traced_run.daemon(cgroup=name), job_cgroup(version) as cgroup:
+        assert cgroup.name == name.name
+        inside = f"mkdir {cgroup}/step; echo $$ > {cgroup}/step/cgroup.procs; {become}"
+        subprocess.run(["sh", "-c", f"{inside} bs=4097 count=23 status=none"], check=True)
+        (cgroup / "step").rmdir()
+        subprocess.run(["sh", "-c", f"{become} bs=4097 count=23 status=none"], check=True)
+    assert len(traced_run.trace().calls("ts", "name = 'write' AND ret = 4097")) == 23
 
 
 def test_static_binary_of_a_job(traced_run: TracedRun) -> None:

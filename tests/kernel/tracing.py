@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import pwd
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from datacrumbs.probes import model
+from datacrumbs.probes.elf import read_functions
+from datacrumbs.probes.elf_identity import elf_identity
 from datacrumbs.probes.file import write_probe_file
 from datacrumbs.probes.syscalls import ROLES, available
 from datacrumbs.signing import envelope, keys
@@ -49,6 +52,27 @@ def traced_names() -> list[str]:
     return [name for name in available(platform.machine()) if name in ROLES]
 
 
+def io_calls(**settings: Any) -> model.SyscallLayer:
+    """A layer of all I/O system calls; ``settings`` are fields of the layer."""
+    fields: dict[str, Any] = {"name": "syscall", "functions": traced_names()} | settings
+    return model.SyscallLayer(**fields)
+
+
+def user_layer(name: str, binary: Path, regex: str, **settings: Any) -> model.UserLayer:
+    """A layer of the functions of ``binary`` whose names match ``regex``."""
+    found = read_functions(binary, re.compile(f"^({regex})$"), platform.machine()).functions
+    with open(binary, "rb") as file:
+        build_id, digest = elf_identity(file.fileno())
+    return model.UserLayer(
+        name=name,
+        binary=str(binary),
+        functions=list(found),
+        build_id=build_id,
+        digest=digest,
+        **settings,
+    )
+
+
 @dataclass(slots=True)
 class TracedRun:
     """One run: its site below ``root``, and ``work``, a directory of its user."""
@@ -62,14 +86,14 @@ class TracedRun:
 
     @contextlib.contextmanager
     def daemon(
-        self, *layers: model.Layer, cgroup: Path | None = None
+        self, *layers: model.Layer, cgroup: Path | None = None, **probes: Any
     ) -> Iterator[subprocess.Popen[str]]:
         """A daemon that is ready and, on leaving, has stopped with a complete trace.
 
-        Without ``layers`` it traces system calls.
+        Without ``layers`` it traces system calls. ``probes`` are fields of `model.ProbeList`.
         """
         select = model.Select.JOB if cgroup else model.Select.PROCESS
-        probe_file = self.sign(*layers) if layers else self._sign(select)
+        probe_file = self.sign(*(layers or [io_calls(select=select)]), **probes)
         command = [str(BIN / "datacrumbs"), str(probe_file), RUN_ID]
         command += ["--config", str(self.root / "system.yaml")]
         command += ["--cgroup", str(cgroup)] if cgroup else []
@@ -90,25 +114,21 @@ class TracedRun:
             assert time.monotonic() < deadline, "not ready"
             time.sleep(0.01)
 
-    def _sign(self, select: model.Select) -> Path:
-        return self.sign(
-            model.SyscallLayer(name="syscall", functions=traced_names(), select=select)
-        )
-
-    def sign(self, *layers: model.Layer) -> Path:
+    def sign(self, *layers: model.Layer, **changes: Any) -> Path:
         """The run's probe file, with ``layers``."""
         now = int(time.time())
-        probes = model.ProbeList(
-            format=model.FORMAT,
-            uid=self.user.pw_uid,
-            user=self.user.pw_name,
-            created=now,
-            expires=now + 3600,
-            host="test",
-            cluster="",
-            machine=platform.machine(),
-            layers=list(layers),
-        )
+        fields: dict[str, Any] = {
+            "format": model.FORMAT,
+            "uid": self.user.pw_uid,
+            "user": self.user.pw_name,
+            "created": now,
+            "expires": now + 3600,
+            "host": "test",
+            "cluster": "",
+            "machine": platform.machine(),
+            "layers": list(layers),
+        }
+        probes = model.ProbeList(**(fields | changes))
         path = self.root / "probes.json.gz"
         key = keys.load_private_key(self.root / "private.pem")
         write_probe_file(path, envelope.sign(model.encode(probes), key))
@@ -194,7 +214,10 @@ class Trace:
         import duckdb
 
         self._database = duckdb.connect()
-        for table in ("events", "functions", "files", "processes", "peers", "arguments"):
+        for table in (
+            *("events", "functions", "files", "processes", "peers"),
+            *("arguments", "intervals"),
+        ):
             pattern = f"{host}/{table}-*.parquet"
             if list(host.glob(f"{table}-*.parquet")):
                 self._database.execute(f"CREATE TABLE {table} AS SELECT * FROM '{pattern}'")
@@ -230,12 +253,26 @@ def site_for(user: pwd.struct_passwd) -> Iterator[TracedRun]:
         keys.create_private_key(root / "private.pem", root / "keys")
         (root / "system.yaml").write_text(
             f"trace_dir: {root}/traces\nrun_dir: {root}/run\nlog_dir: {root}/log\n"
+            f"state_dir: {root}/state\n"
             f"keys: {{private: {root}/private.pem, public_dir: {root}/keys}}\n"
             "ring: {total_bytes: 33554432}\n"
         )
         yield TracedRun(root, user)
     finally:
         shutil.rmtree(root)
+
+
+@contextlib.contextmanager
+def job_cgroup(version: str = "cgroup2") -> Iterator[Path]:
+    """A cgroup, below a mount of this host's of ``version``."""
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    mount = next(Path(fields[1]) for fields in mounts if fields[2] == version)
+    cgroup = mount / f"datacrumbs-test-{os.getpid()}"
+    cgroup.mkdir()
+    try:
+        yield cgroup
+    finally:
+        cgroup.rmdir()
 
 
 def wait_until(true: Any, what: str, timeout_s: float = 30.0) -> None:

@@ -53,6 +53,9 @@ def test_small_tables_join_with_events(run: datacrumbs.Run) -> None:
 
 def test_the_analyses_of_the_commands(run: datacrumbs.Run) -> None:
     assert run.report().events == 2 * COUNT
+    explained = run.explain("read", hosts=["n2"]).explained
+    (row,) = [f for f in run.report().functions if f.name == "read"]
+    assert [(e.name, 2 * e.count) for e in explained] == [("read", row.count - row.unfinished)]
     assert all(change.change_ns == 0 for change in run.compare(run).functions)
     facts = run.facts["n1"]
     assert facts and facts.user == "alice"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -11,11 +14,16 @@ from hypothesis import strategies as st
 from datacrumbs.errors import BadInputError
 from datacrumbs.probes.capture import (
     MAX_CONFIG_BYTES,
+    ArgumentRule,
+    CaptureProbe,
     ProbeKind,
+    ProbeType,
     load_capture_config,
+    nanoseconds,
     parse_capture_config,
 )
-from datacrumbs.probes.model import Mode, Select
+from datacrumbs.probes.model import ArgumentType, Mode, Select
+from datacrumbs.probes.software import Origin, OriginKind
 from datacrumbs.probes.syscalls import SyscallSet
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -47,6 +55,105 @@ def test_a_good_config_says_what_it_says() -> None:
     assert (libc.file, libc.regex, libc.select) == ("libc.so.6", "f(read|write)", Select.PROCESS)
     assert config.lifetime_s == 12 * 3600
     assert config.where(1, "regex") == "good.yaml:15: capture_probes[1].regex"
+
+
+EVERY_KIND = """\
+paths: {include: [/scratch/, /home/ann], exclude: [/]}
+capture_probes:
+  - {name: a, probe: kprobe, type: header, file: linux/pagemap.h}
+  - {name: b, probe: kprobe, type: ksym, regex: vfs_.*, min_duration: 10us, max_per_s: 1000}
+  - {name: c, probe: usdt, binary_path: /usr/bin/python3.11, provider: python, pairs: {a: b}}
+  - {name: d, probe: custom, file: latency.bpf.c, functions: [nvme0n1]}
+  - {name: e, probe: uprobe, from: command ./app, file: libhdf5.*, regex: H5.*, mode: profile}
+  - name: f
+    probe: uprobe
+    file: libc.so.6
+    regex: read
+    include_offsets: true
+    arguments:
+      - {function: read, index: 2, type: uint, bytes: 8, as: asked}
+      - {name: fd}
+"""
+
+
+def test_every_kind_of_probe_has_its_keys() -> None:
+    config = parse_capture_config(EVERY_KIND.encode(), source="/home/ann/every.yaml")
+    a, b, c, d, e, f = config.probes
+    assert [probe.source for probe in config.probes] == list(
+        map(ProbeType, ("header", "ksym", "usdt", "custom", "binary", "binary"))
+    )
+    assert (a.min_duration_ns, b.min_duration_ns, b.max_per_s) == (0, 10_000, 1000)
+    assert c.pairs == {"a": "b"}
+    assert config.beside(d.file or "") == Path("/home/ann/latency.bpf.c")
+    assert (e.mode, e.origin) == (Mode.PROFILE, Origin(OriginKind.COMMAND, "./app"))
+    assert f.arguments is not None
+    assert [rule.as_ for rule in f.arguments] == ["asked", None]
+    assert (config.include, config.exclude) == (["/scratch", "/home/ann"], ["/"])
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("probe: kprobe, type: ksym", "regex: type 'ksym' needs this key"),
+        ("probe: kprobe, type: header", "file: type 'header' needs this key"),
+        ("probe: usdt, provider: python", "binary_path: type 'usdt' needs this key"),
+        ("probe: usdt, binary_path: /a", "provider: type 'usdt' needs this key"),
+        ("probe: custom, file: a.c", "functions: type 'custom' needs this key"),
+        ("probe: custom, functions: [a]", "file: type 'custom' needs this key"),
+        (
+            "probe: custom, file: a.c, functions: [a], mode: profile",
+            "mode: type 'custom' has no such key",
+        ),
+        (
+            "probe: custom, file: a.c, functions: [a], max_per_s: 4",
+            "max_per_s: type 'custom' has no such key",
+        ),
+        (
+            "probe: syscalls, type: set, set: io, arguments: [{index: 0}]",
+            "arguments: type 'set' has no such key",
+        ),
+    ],
+)
+def test_each_kind_needs_its_keys_and_takes_no_others(entry: str, message: str) -> None:
+    text = f"capture_probes: [{{name: a, {entry}}}]"
+    with pytest.raises(BadInputError) as caught:
+        parse_capture_config(text.encode(), source="c.yaml")
+    assert caught.value.message == f"c.yaml:1: capture_probes[0].{message}"
+
+
+@given(st.integers(1, 3600), st.sampled_from(["ns", "us", "ms", "s"]))
+def test_durations_are_what_they_say(number: int, unit: str) -> None:
+    factor = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}[unit]
+    assert nanoseconds(f"{number}{unit}") == number * factor
+
+
+@given(st.text(max_size=12))
+@example("0us")
+@example("10")
+@example("us")
+@example("\u0661us")
+@example("10us\n")
+@example("-1us")
+@example("1e3us")
+def test_no_text_is_half_a_duration(text: str) -> None:
+    try:
+        value = nanoseconds(text)
+    except BadInputError as error:
+        assert "\n" not in error.message
+    else:
+        digits = text.rstrip("numsp")
+        assert digits.isascii() and digits.isdecimal() and value % int(digits) == 0
+
+
+@pytest.mark.parametrize("struct", [CaptureProbe, ArgumentRule])
+def test_the_guide_explains_every_key_and_value(struct: type[Any]) -> None:
+    guide = (EXAMPLES.parent / "docs/user-guide.md").read_text()
+    guide = guide[: guide.index("## 2.")]
+    info: Any = msgspec.inspect.type_info(struct)
+    words = {field.encode_name for field in info.fields}
+    words |= {kind.value for kinds in (ProbeKind, ProbeType, OriginKind) for kind in kinds}
+    words |= {kind.value for kinds in (SyscallSet, Mode, Select, ArgumentType) for kind in kinds}
+    assert [word for word in sorted(words) if not re.search(rf"`{word}[`: ]", guide)] == []
 
 
 def test_lifetime_is_thirty_days_unless_said() -> None:
@@ -85,21 +192,128 @@ def test_the_examples_are_good(path: Path) -> None:
         (
             "probe: uprobe",
             "probe: kprobe",
-            "c.yaml:12: capture_probes[1].probe: not yet: "
-            "this version cannot capture 'kprobe' probes",
-            "it captures: syscalls, uprobe",
+            "c.yaml:13: capture_probes[1].type: 'binary': not a type of kprobe probes",
+            "known: header, ksym",
         ),
         (
-            "probe: uprobe",
-            "provider: python\n    probe: usdt",
-            "c.yaml:13: capture_probes[1].probe: not yet: this version cannot capture 'usdt'",
-            "it captures: syscalls, uprobe",
+            "    type: set\n",
+            "",
+            "c.yaml:4: capture_probes[0].type: needed",
+            "known: header, set",
+        ),
+        (
+            "type: binary",
+            "type: binaries",
+            "c.yaml:13: capture_probes[1].type: 'binaries': not a type of uprobe probes",
+            "did you mean 'binary'?",
+        ),
+        (
+            "name: libc",
+            "name: posix",
+            "c.yaml:11: capture_probes[1].name: 'posix': an earlier entry has this name",
+            "",
         ),
         (
             "mode: trace",
-            "mode: profile",
-            "c.yaml:9: capture_probes[0].mode: not yet: this version has no profile mode",
-            "use mode: trace, or leave the key out",
+            "provider: python",
+            "c.yaml:9: capture_probes[0].provider: type 'set' has no such key",
+            "",
+        ),
+        (
+            "mode: trace",
+            "include_offsets: false",
+            "c.yaml:9: capture_probes[0].include_offsets: type 'set' has no such key",
+            "",
+        ),
+        (
+            "mode: trace",
+            "min_duration: 10",
+            "c.yaml:9: capture_probes[0].min_duration: 10: expected `str | null`",
+            "",
+        ),
+        (
+            "mode: trace",
+            "min_duration: 10 us",
+            "c.yaml:9: capture_probes[0].min_duration: '10 us': not a length of time up to an",
+            "give a number and one of ns, us, ms, s, such as 10us",
+        ),
+        (
+            "mode: trace",
+            "min_duration: 3601s",
+            "c.yaml:9: capture_probes[0].min_duration: '3601s': not a length of time up to an",
+            "give",
+        ),
+        (
+            "mode: trace",
+            "max_per_s: 0",
+            "c.yaml:9: capture_probes[0].max_per_s: 0: expected `int` >= 1",
+            "",
+        ),
+        (
+            "regex: f(read|write)",
+            "regex: read\n    from: proces 12",
+            "c.yaml:16: capture_probes[1].from: 'proces 12': did you mean 'process'?",
+            "known: modules, spack [SPEC], ldconfig, process PID, command PROGRAM",
+        ),
+        (
+            "file: libc.so.6",
+            "from: ldconfig\n    file: libc.(",
+            "c.yaml:15: capture_probes[1].file: 'libc.(': missing ), unterminated subpattern",
+            "",
+        ),
+        (
+            "regex: f(read|write)",
+            "regex: read\n    arguments: [{index: 0, name: fd}]",
+            "c.yaml:16: capture_probes[1].arguments[0]: needs one of index and name",
+            "",
+        ),
+        (
+            "regex: f(read|write)",
+            "regex: read\n    arguments: [{index: 0, type: int, bytes: 3}]",
+            "c.yaml:16: capture_probes[1].arguments[0].bytes: 3: not the size of a number",
+            "known: 1, 2, 4, 8",
+        ),
+        (
+            "regex: f(read|write)",
+            "regex: read\n    arguments: [{index: 0, function: '('}]",
+            "c.yaml:16: capture_probes[1].arguments[0].function: '(': missing ), unterminated",
+            "",
+        ),
+        (
+            "regex: f(read|write)",
+            "regex: read\n    mode: profile\n    arguments: [{index: 0}]",
+            "c.yaml:17: capture_probes[1].arguments[0]: mode 'profile' keeps no arguments",
+            "use mode: trace, or leave arguments: out",
+        ),
+        (
+            "lifetime: 12h",
+            "paths: {include: [/a, scratch]}",
+            "c.yaml:2: paths.include[1]: 'scratch': not a plain absolute path",
+            "",
+        ),
+        (
+            "lifetime: 12h",
+            "paths: {exclude: [/a/../b]}",
+            "c.yaml:2: paths.exclude[0]: '/a/../b': not a plain absolute path",
+            "",
+        ),
+        (
+            "lifetime: 12h",
+            "paths: {exclude: [//a]}",
+            "c.yaml:2: paths.exclude[0]: '//a': not a",
+            "",
+        ),
+        (
+            "lifetime: 12h",
+            "paths: {exclude: [/" + "a" * 255 + "]}",
+            "c.yaml:2: paths.exclude[0]: longer than 255 bytes",
+            "",
+        ),
+        (
+            "lifetime: 12h",
+            "paths: {includes: [/a]}",
+            "c.yaml:2: paths.includes: unknown key",
+            "did you mean 'include'?",
         ),
         (
             "select: job",
@@ -209,7 +423,10 @@ def test_no_bytes_lead_to_anything_but_one_line(text: bytes) -> None:
 
 
 KEYS = st.sampled_from(
-    ["name", "probe", "type", "file", "regex", "set", "mode", "select", "x"],
+    [
+        *("name", "probe", "type", "file", "regex", "set", "mode", "select", "x"),
+        *("from", "min_duration", "binary_path", "provider", "include_offsets", "pairs"),
+    ],
 )
 VALUES = st.sampled_from(
     [
@@ -220,6 +437,11 @@ VALUES = st.sampled_from(
         "set",
         "header",
         "binary",
+        "kprobe",
+        "ksym",
+        "custom",
+        "10us",
+        "process 1",
         "io",
         "trace",
         "job",

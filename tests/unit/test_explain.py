@@ -104,10 +104,12 @@ def test_every_time_is_exact(seed: int, segment_events: int, batch_rows: int) ->
     assert found.targets == sum(e.count for e in found.explained)
 
 
-def test_hosts_add_up_whatever_their_numbers_and_clocks(tmp_path: Path) -> None:
-    """Three hosts side by side, each with function numbers of its own."""
+@pytest.mark.parametrize("worth_workers", [0, 1_000_000])
+def test_hosts_add_up_whatever_their_numbers_and_clocks(tmp_path: Path, worth_workers: int) -> None:
+    """Three hosts, each with function numbers of its own; by workers, and without."""
     hosts = random_hosts(7, hosts=3)
-    found = explained(tmp_path, hosts)
+    with mock.patch("datacrumbs.analysis.explain.WORTH_WORKERS", worth_workers):
+        found = explained(tmp_path, hosts)
     assert {e.name: by_path(e.inside) for e in found.explained} == known(hosts, does_io)
     alone = explain(open_trace(tmp_path), Selection(hosts=frozenset({"n2"})))
     assert {e.name: by_path(e.inside) for e in alone.explained} == known(hosts[1:2], does_io)
@@ -322,6 +324,76 @@ def test_shares_of_the_difference_add_up(tmp_path: Path) -> None:
     assert found == pytest.approx({"down_write": 2 / 3, "ext4_da_get_block_prep": 1 / 3})
 
 
+def save(at: int, *inner: Call) -> Call:
+    """save_state, of the program, with calls one after the other."""
+    head = Call(func="openat", start=at + 10, dur=3_000, file=1, ret=3)
+    return delayed(Call(func="save_state", start=at, dur=4_000, inner=[head]), 0, *inner)
+
+
+def buffered(at: int) -> Call:
+    """Ten writes to the page cache, and an fsync that writes them back and commits."""
+    sync = Call(func="fsync", start=0, dur=9_000_000, file=1)
+    ext4 = Call(func="ext4_sync_file", start=1_000, dur=8_990_000)
+    ext4.inner = [
+        Call(func="filemap_fdatawait", start=2_000, dur=6_000_000),
+        Call(func="jbd2_log_wait_commit", start=6_500_000, dur=2_000_000),
+    ]
+    sync.inner = [ext4]
+    return save(at, *(write_stack(0) for _ in range(10)), sync)
+
+
+def direct(at: int) -> Call:
+    """Ten writes past the page cache."""
+    writes = []
+    for _ in range(10):
+        write = Call(func="pwrite64", start=0, dur=250_000, file=1, offset=0, size=4096, ret=4096)
+        write.inner = [Call(func="iomap_dio_rw", start=1_000, dur=240_000)]
+        writes.append(write)
+    return save(at, *writes)
+
+
+def test_buffered_writes_and_fsync_against_direct_ones(tmp_path: Path) -> None:
+    """The paper's case: what the fsync waits for, beside what direct writes take."""
+    found = one(tmp_path, mixed(6, 30, 30, direct, buffered), call="save_state")
+    assert found.variation is not None
+    told = {f.name: f for f in found.variation.findings}
+    assert [f.name for f in found.variation.findings[:2]] == [
+        "filemap_fdatawait",
+        "jbd2_log_wait_commit",
+    ]
+    assert told["filemap_fdatawait"].cause == Cause.WRITEBACK
+    assert told["filemap_fdatawait"].via == ["fsync", "ext4_sync_file"]
+    assert told["jbd2_log_wait_commit"].cause == Cause.JOURNAL
+    assert {part.name for part in found.causes} >= {Cause.DIRECT, Cause.WRITEBACK, Cause.JOURNAL}
+
+
+def test_from_h5dwrite_down_to_the_file_system(tmp_path: Path) -> None:
+    """Six layers, each with a time of its own that is known."""
+
+    def h5dwrite(at: int, *inner: Call) -> Call:
+        tree = Call(func="H5Dwrite", start=at, dur=0)
+        write = in_ext4(at + 2_000, *inner)
+        libc = Call(func="fwrite", start=at + 1_500, dur=write.dur + 1_500, inner=[write])
+        tree.inner, tree.dur = [libc], libc.dur + 5_000
+        return tree
+
+    def slow(at: int) -> Call:
+        return h5dwrite(at, waits("ext4_da_get_block_prep", 70_000))
+
+    found = one(tmp_path, mixed(6, 60, 20, h5dwrite, slow), call="H5Dwrite")
+    assert {part.name: part.self_ns for part in found.layers} == {
+        "hdf5": 80 * 5_000,
+        "libc": 80 * 1_500,
+        "syscall": 80 * 2_000,
+        "vfs": 80 * 2_000,
+        "fs": 80 * 6_000 + 20 * 70_000,
+    }
+    assert found.variation is not None
+    first = found.variation.findings[0]
+    assert (first.name, first.cause) == ("ext4_da_get_block_prep", Cause.SPACE)
+    assert first.via == ["fwrite", "pwrite64", "vfs_write", "ext4_buffered_write_iter"]
+
+
 TRAITS: dict[str, tuple[Make, Make, str, str]] = {
     "file": (
         lambda at: write_stack(at, file=1 + at // 1000 % 3),
@@ -475,13 +547,20 @@ def test_slowest_calls_have_the_time_of_day(tmp_path: Path) -> None:
         assert abs(call.start_ns - BEGIN_NS - 30_000_000_000) <= 1
 
 
-def test_unfinished_calls_are_counted_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch_rows", [1, 100_000])
+def test_unfinished_calls_are_counted_apart_with_where_they_were(
+    tmp_path: Path, batch_rows: int
+) -> None:
     done = Call(func="read", start=BEGIN_NS, dur=10)
-    open_ = [Call(func="read", start=BEGIN_NS + 20, dur=300, flags=1) for _ in range(2)]
-    host = Host(name="n1", threads={(1, 1): [done, open_[0]], (1, 2): [open_[1]]})
-    (found,) = explained(tmp_path, [host]).explained
+    open_ = [Call(func="read", start=BEGIN_NS + 20, dur=300, flags=1) for _ in range(3)]
+    for call, func in zip(open_, ("io_schedule", "io_schedule", "down_write"), strict=True):
+        call.inner = [Call(func=func, start=BEGIN_NS + 30, dur=290, flags=1)]
+    threads = {(1, 1): [done, open_[0]], (1, 2): [open_[1]], (1, 3): [open_[2]]}
+    with mock.patch("datacrumbs.trace.reader.BATCH_ROWS", batch_rows):
+        (found,) = explained(tmp_path, [Host(name="n1", threads=threads)]).explained
     assert (found.count, found.time_ns) == (1, 10)
-    assert (found.unfinished, found.unfinished_ns) == (2, 600)
+    assert (found.unfinished, found.unfinished_ns) == (3, 900)
+    assert [(s.name, s.threads) for s in found.stuck_in] == [("io_schedule", 2), ("down_write", 1)]
 
 
 @pytest.mark.parametrize(
@@ -501,6 +580,19 @@ def test_what_is_not_in_the_trace_is_refused(
         explained(tmp_path, random_hosts(1), **selection)
     assert said in raised.value.message
     assert hint in raised.value.hint
+
+
+def test_what_a_worker_cannot_read_is_named_with_a_hint(tmp_path: Path) -> None:
+    write_run(tmp_path, random_hosts(7, hosts=2))
+    segment = tmp_path / "host=n2" / "events-000001.parquet"
+    segment.write_bytes(segment.read_bytes()[:-1000] + b"x" * 992 + b"PAR1")
+    with (
+        mock.patch("datacrumbs.analysis.explain.WORTH_WORKERS", 0),
+        pytest.raises(BadInputError) as raised,
+    ):
+        explain(open_trace(tmp_path), Selection())
+    assert str(segment) in raised.value.message
+    assert raised.value.hint
 
 
 def test_a_process_without_calls_is_no_error(tmp_path: Path) -> None:

@@ -75,7 +75,8 @@ def test_the_page_says_what_the_json_says(trace: Path) -> None:
     text, (found,) = page(trace), data(trace)["explained"]
     assert (found["name"], found["count"], found["time_ns"]) == ("pwrite64", 120, 11_200_000)
     assert in_one_line(text).startswith(
-        "Run 4711, user alice, on n1 I/O calls: 120 of 1 functions, 11.2 ms summed over threads "
+        "Run 4711, user alice, on n1 Explained: I/O calls; 120 calls, 1 function, 11.2 ms summed "
+        "over threads "
         "Complete: 500 events kept, none lost, 0 filtered. "
         "1. pwrite64 (syscall): 120 calls, 11.2 ms, 100 % of the time, mean 93.3 us, p50 10.0 us, "
         "p99 510 us, max 510 us, 480 KiB Where"
@@ -93,7 +94,7 @@ def test_the_page_says_what_the_json_says(trace: Path) -> None:
         "calls."
     )
     assert "Slowest 510 us: 22:13:20." in in_one_line(text)
-    assert "on n1, rank 0, pid 100 tid 101, /data/out, 4.00 KiB at 0; in jbd2_log_wait" in (
+    assert "on n1, pid 100 tid 101, /data/out, 4.00 KiB at 0; in jbd2_log_wait" in (
         in_one_line(text)
     )
     assert "By cause journal 89 %, " in in_one_line(text)
@@ -139,6 +140,20 @@ def test_a_run_that_goes_on(tmp_path: Path) -> None:
     text = page(tmp_path)
     assert "Cut off: 4 events kept" in text
     assert "100 % of the time" in in_one_line(text)
+
+
+def test_calls_that_hang_are_said_to_be_somewhere(tmp_path: Path) -> None:
+    hangs = write_stack(BEGIN_NS)
+    for _, call in hangs.walk():
+        call.flags, call.dur = 1, BEGIN_NS + 10**9 - call.start
+    text = in_one_line(page(write_run(tmp_path, [Host(name="n1", threads={(1, 1): [hangs]})])))
+    assert "1 calls had not returned, after 1.00 s in all: not in what follows." in text
+    assert "Innermost, by threads: copy_folio_from_iter_atomic on 1." in text
+
+
+def test_a_trace_without_calls_says_so(tmp_path: Path) -> None:
+    text = page(write_run(tmp_path, [Host(name="n1", threads={(1, 1): []})]))
+    assert "There are no calls in the trace: see datacrumbs_report." in text
 
 
 def test_names_cannot_reach_the_terminal(tmp_path: Path) -> None:

@@ -19,12 +19,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datacrumbs.config import Policy
+from datacrumbs.config import KernelArguments, Policy
 from datacrumbs.errors import UserError
 from datacrumbs.probes import elf_functions
 from datacrumbs.probes.elf_functions import function_starts
 from datacrumbs.probes.elf_identity import NotElfError, elf_identity
-from datacrumbs.probes.model import Layer, ProbeList, SyscallLayer, UserFunction, UserLayer
+from datacrumbs.probes.model import (
+    Argument,
+    ArgumentType,
+    CustomLayer,
+    KernelFunction,
+    KernelLayer,
+    Layer,
+    ProbeList,
+    SyscallLayer,
+    UsdtLayer,
+    UsdtPoint,
+    UserFunction,
+    UserLayer,
+)
+from datacrumbs.probes.usdt import usdt_points
 from datacrumbs.signing import policy
 from datacrumbs.signing.policy import Peer
 
@@ -90,6 +104,179 @@ RULES: dict[str, tuple[dict[str, Any], str]] = {
         "names: 'read\\nx' has characters that",
     ),
 }
+
+
+def _argument(**changes: Any) -> Argument:
+    plain = Argument(name="a", index=0, type=ArgumentType.UINT, bytes=8)
+    return msgspec.structs.replace(plain, **changes)
+
+
+def _kernel(name: str, *arguments: Argument) -> KernelLayer:
+    return KernelLayer(name="k", functions=[KernelFunction(name=name, arguments=list(arguments))])
+
+
+def _user(*arguments: Argument) -> UserLayer:
+    function = UserFunction(name="f", offset=1, arguments=list(arguments))
+    return UserLayer(name="u", binary="/x", build_id="ab", functions=[function])
+
+
+CUSTOM = CustomLayer(name="c", functions=["mine"], source="int x;\n\tint y;\n")
+COUNT = _argument(name="count", index=2)
+
+NEW_RULES: dict[str, tuple[list[Layer], Policy, str]] = {
+    "a lock of the kernel's": (
+        [_kernel("_raw_spin_lock")],
+        Policy(),
+        "policy.kernel_functions: layer 'k': '_raw_spin_lock' is not allowed",
+    ),
+    "a kernel function the site does not allow": (
+        [_kernel("vfs_read")],
+        Policy(kernel_functions=("ext4_*",)),
+        "policy.kernel_functions: layer 'k': 'vfs_read' is not allowed",
+    ),
+    "any kernel argument": (
+        [_kernel("vfs_read", COUNT)],
+        Policy(kernel_arguments=KernelArguments.NONE),
+        "policy.kernel_arguments: layer 'k': vfs_read: no arguments are allowed",
+    ),
+    "what a kernel pointer leads to": (
+        [_kernel("vfs_read", _argument(name="file", type=ArgumentType.BYTES, bytes=64))],
+        Policy(),
+        "policy.kernel_arguments: layer 'k': vfs_read: argument 'file' is not a number",
+    ),
+    "a text of the kernel's": (
+        [_kernel("vfs_read", _argument(name="buf", index=1, type=ArgumentType.STRING))],
+        Policy(),
+        "policy.kernel_arguments: layer 'k': vfs_read: argument 'buf' is not a number",
+    ),
+    "a kernel pointer as a number": (
+        [_kernel("vfs_read", COUNT, _argument(name="file"))],
+        Policy(),
+        "policy.kernel_arguments: layer 'k': vfs_read: argument 'file' is not a number",
+    ),
+    "more than a kernel number has": (
+        [_kernel("vfs_fsync_range", _argument(name="datasync", index=3))],
+        Policy(),
+        "policy.kernel_arguments: layer 'k': vfs_fsync_range: argument 'datasync' is not a number",
+    ),
+    "an argument that the kernel function has not": (
+        [_kernel("vfs_read", _argument(index=4))],
+        Policy(),
+        "policy.kernel_arguments: layer 'k': vfs_read: argument 'a' is not a number",
+    ),
+    "arguments of what this kernel has no types of": (
+        [_kernel("vfs_no_such_function", COUNT)],
+        Policy(),
+        "policy.kernel_arguments: layer 'k': vfs_no_such_function: this kernel's types",
+    ),
+    "custom programs": (
+        [CUSTOM],
+        Policy(),
+        "policy.custom: layer 'c': custom programs are not allowed",
+    ),
+    "a terminal escape in a custom program": (
+        [msgspec.structs.replace(CUSTOM, source="// \x1b[2J")],
+        Policy(custom=True),
+        "names: '// \\x1b[2J' has characters that cannot be printed",
+    ),
+    "two arguments of one name": (
+        [_user(_argument(), _argument(index=1))],
+        Policy(),
+        "arguments: layer 'u': f: two are called 'a'",
+    ),
+    "a number of three bytes": (
+        [_user(_argument(bytes=3))],
+        Policy(),
+        "arguments: layer 'u': f: 'a': no number has 3 bytes",
+    ),
+    "too many bytes of arguments": (
+        [
+            _user(
+                _argument(type=ArgumentType.BYTES, bytes=256),
+                _argument(name="b", type=ArgumentType.STRING, bytes=256),
+                _argument(name="c", bytes=1),
+            )
+        ],
+        Policy(),
+        "policy.max_argument_bytes: layer 'u': f: 513 bytes of arguments, at most 512",
+    ),
+    "a name of an argument that cannot be printed": (
+        [_user(_argument(name="a\u202eb"))],
+        Policy(),
+        "names: ",
+    ),
+    "a provider that cannot be printed": (
+        [
+            UsdtLayer(
+                name="u",
+                binary="/x",
+                build_id="ab",
+                functions=[UsdtPoint(provider="py\x07", name="line")],
+            )
+        ],
+        Policy(),
+        "names: 'py\\x07' has characters",
+    ),
+    "a return point that cannot be printed": (
+        [
+            UsdtLayer(
+                name="u",
+                binary="/x",
+                build_id="ab",
+                functions=[UsdtPoint(provider="py", name="line", returns="a\nb")],
+            )
+        ],
+        Policy(),
+        "names: 'a\\nb' has characters",
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", NEW_RULES)
+def test_each_rule_about_other_layers_refuses_by_name(rule: str) -> None:
+    layers, rules, message = NEW_RULES[rule]
+    assert _refused(_probes(*layers), rules).startswith(message)
+
+
+def test_paths_that_cannot_be_printed_are_refused() -> None:
+    for key in ("include", "exclude"):
+        assert _refused(_probes(**{key: ["/a\x1b"]})).startswith("names: '/a\\x1b'")
+
+
+def test_what_the_rules_allow_passes() -> None:
+    _check(_probes(_kernel("vfs_read", COUNT)))
+    _check(_probes(_kernel("_raw_spin_lock")), Policy(kernel_functions=("*",)))
+    everything = Policy(kernel_arguments=KernelArguments.ALL)
+    _check(_probes(_kernel("vfs_read", _argument(type=ArgumentType.BYTES, bytes=64))), everything)
+    _check(_probes(CUSTOM), Policy(custom=True))
+    _check(_probes(include=["/scratch"], exclude=["/scratch/tmp"]))
+
+
+@pytest.mark.parametrize(
+    "name", ["vfs_write", "ext4_file_write_iter", "submit_bio", "ll_fsync", "jbd2:jbd2_run_stats"]
+)
+def test_the_io_path_is_allowed_by_default(name: str) -> None:
+    _check(_probes(_kernel(name)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vfs_read:sched_switch",
+        "schedule",
+        "mutex_lock",
+        "kfree",
+        "__alloc_pages",
+        "copy_from_user",
+        "do_syscall_64",
+        "tcp_sendmsg",
+        "security_file_open",
+        "crypto_aead_setkey",
+        "generic_handle_irq",
+    ],
+)
+def test_what_everybody_on_the_node_runs_is_not(name: str) -> None:
+    assert "is not allowed" in _refused(_probes(_kernel(name)))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -218,7 +405,8 @@ def test_only_the_beginnings_of_functions_are_signed(public: Path, peer: Peer) -
         function = UserFunction(name="second", offset=offset)
         message = _refused(_binary_probes(path, peer, functions=[function]), peer=peer)
         assert message == (
-            f"offset: layer 'app': {path}: no function begins at {offset:#x} (second)"
+            f"offset: layer 'app': {path}: no function that may be probed begins at {offset:#x} "
+            "(second)"
         )
 
 
@@ -228,6 +416,51 @@ def test_a_stripped_binary_has_the_beginnings_in_its_unwind_table(public: Path) 
     subprocess.run(["strip", "--strip-all", str(path)], check=True)
     with open(path, "rb") as file:
         assert wanted <= function_starts(file.fileno())
+
+
+def test_no_function_is_signed_that_a_program_does_not_survive(public: Path, peer: Peer) -> None:
+    source = "int _setjmp(void *x) { return x != 0; }\nint main(void) { return _setjmp(0); }\n"
+    path = public / "jumps"
+    command = ["gcc", "-x", "c", "-fno-builtin", "-w", "-o", str(path), "-"]
+    subprocess.run(command, input=source.encode(), check=True)
+    path.chmod(0o755)
+    for name in ("_setjmp", "_start"):
+        function = UserFunction(name="harmless", offset=_symbol(path, name))
+        layer = UserLayer(name="app", binary=str(path), functions=[function])
+        build_id, digest = _identity(path)
+        layer = msgspec.structs.replace(layer, build_id=build_id, digest=digest)
+        probes = _probes(layer, uid=peer.uid, user=peer.name)
+        assert _refused(probes, peer=peer).startswith("offset: layer 'app': ")
+
+
+def test_usdt_points_must_be_in_the_very_file(public: Path, peer: Peer) -> None:
+    path = public / "points"
+    source = "#include <sys/sdt.h>\nint main(void) { STAP_PROBE(lead, step); return 0; }\n"
+    subprocess.run(["gcc", "-x", "c", "-o", str(path), "-"], input=source.encode(), check=True)
+    path.chmod(0o755)
+    build_id, digest = _identity(path)
+
+    def probes(point: UsdtPoint, **changes: Any) -> ProbeList:
+        layer = UsdtLayer(
+            name="app", binary=str(path), build_id=build_id, digest=digest, functions=[point]
+        )
+        layer = msgspec.structs.replace(layer, **changes)
+        return _probes(layer, uid=peer.uid, user=peer.name)
+
+    step = UsdtPoint(provider="lead", name="step")
+    _check(probes(step), peer=peer)
+    for point, name in (
+        (UsdtPoint(provider="lead", name="stop"), "lead:stop"),
+        (UsdtPoint(provider="other", name="step"), "other:step"),
+        (UsdtPoint(provider="lead", name="step", returns="stop"), "lead:stop"),
+    ):
+        message = _refused(probes(point), peer=peer)
+        assert message == f"usdt: layer 'app': {path}: has no point {name}"
+    assert _refused(probes(step, build_id="00"), peer=peer).startswith("build_id: ")
+    rules = Policy(binaries=("/usr/*",))
+    assert _refused(probes(step), rules, peer=peer).startswith("policy.binaries: ")
+    path.chmod(0o700)
+    assert "cannot open it" in _refused(probes(step), peer=peer)
 
 
 def test_a_binary_the_user_cannot_read_is_refused(public: Path, peer: Peer) -> None:
@@ -350,11 +583,11 @@ def test_the_user_can_neither_trace_nor_signal_root_acting_for_them(
 
 
 def _read_as_elf(data: bytes) -> None:
-    """Both parsers on ``data``; any answer or `NotElfError` will do, nothing else."""
+    """All parsers on ``data``; any answer or `NotElfError` will do, nothing else."""
     with tempfile.TemporaryFile() as file:
         file.write(data)
         file.flush()
-        for parse in (elf_identity, function_starts):
+        for parse in (elf_identity, function_starts, usdt_points):
             try:
                 parse(file.fileno())
             except NotElfError as error:

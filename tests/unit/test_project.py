@@ -116,14 +116,29 @@ def test_all_modules_are_installed() -> None:
 
 @pytest.mark.parametrize(
     ("source", "destination"),
-    [("systemd", "lib/systemd/system"), ("examples", "share/datacrumbs/examples")],
+    [
+        ("systemd", "lib/systemd/system"),
+        ("examples", "share/datacrumbs/examples"),
+        ("scheduler", "share/datacrumbs/scheduler"),
+    ],
 )
 def test_units_and_examples_are_installed(source: str, destination: str) -> None:
     files = [p for p in (ROOT / source).rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    files = [p for p in files if p.name != "meson.build"]
+    assert files
     for file in files:
         installed = PREFIX / destination / file.relative_to(ROOT / source)
         assert installed.read_bytes() == file.read_bytes()
         assert os.access(installed, os.X_OK) == os.access(file, os.X_OK)
+
+
+def test_the_plugin_for_slurm_is_built() -> None:
+    """Slurm's header is among the Makefile's packages."""
+    plugin = PREFIX / "lib/datacrumbs/spank_datacrumbs.so"
+    symbols = subprocess.run(
+        ["nm", "-D", "--defined-only", plugin], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+    assert {"plugin_name", "slurm_spank_init", "slurm_spank_task_init"} <= set(symbols.split())
 
 
 def test_systemd_takes_the_units(tmp_path: Path) -> None:

@@ -1,0 +1,279 @@
+"""Starting and stopping the unit ``datacrumbs@<run-id>.service`` of a job on this node.
+
+Called as root from a scheduler's prolog and epilog. Everything is keyed by the run id and may be
+done twice; everything has a deadline, and what is not done by then is left to systemd. What the
+unit is started with lies in the run directory, root's own:
+
+- ``datacrumbs-<run-id>.probes``: the copy of the probe file, read as the job's user;
+- ``datacrumbs-<run-id>.env``: named values for the unit; while it exists, the job is ours to stop;
+- ``datacrumbs-<run-id>.failed``: why the job is not traced here, readable by its user.
+
+Little is imported: this is on the way of every traced job's start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import subprocess
+import sys
+import syslog
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from datacrumbs.config import OnError, SystemConfig
+from datacrumbs.errors import UserError
+from datacrumbs.jobs.as_user import read_as_user
+from datacrumbs.probes.file import one_line
+from datacrumbs.run import check_run_id, env_file, failed_file, make_run_dir, probes_file
+from datacrumbs.runlog import Log
+
+JOB_FAILS = 3
+"""Exit code of our part of a hook that asks for failing the job. A crash has other codes, and is
+no reason to fail one."""
+
+SPARE_S = 0.5
+"""What is left of a deadline for cleaning up after it has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job that is to be traced on this node.
+
+    ``cgroup`` is the last part of the name of the job's cgroup, for `select: job`; it need not
+    exist yet.
+    ``attempt`` tells a requeued job from its earlier life: another one is a new run.
+    """
+
+    run_id: str
+    user: pwd.struct_passwd
+    probe_file: str
+    cgroup: str = ""
+    attempt: str = "0"
+
+
+def job_user(uid: str) -> pwd.struct_passwd:
+    """The password entry of a scheduler's ``uid``. Raises `UserError`."""
+    try:
+        return pwd.getpwuid(int(uid))
+    except (ValueError, KeyError, OverflowError):
+        raise UserError(
+            f"uid {uid[:20]!r} is not known on this host", hint="check the host's user database"
+        ) from None
+
+
+def unit_name(run_id: str) -> str:
+    """The systemd unit of a run."""
+    return f"datacrumbs@{check_run_id(run_id)}.service"
+
+
+def start(job: Job, config: SystemConfig) -> None:
+    """Trace ``job`` from now on: returns when its daemon is ready.
+
+    Does nothing when it is being traced already. Raises `UserError` when it cannot be traced,
+    at the latest after ``jobs.start_timeout_s``; nothing of it then stays.
+    """
+    deadline = time.monotonic() + config.jobs.start_timeout_s
+    run_dir, unit = Path(config.run_dir), unit_name(job.run_id)
+    make_run_dir(run_dir)
+    record = env_file(run_dir, job.run_id)
+    values = _values(job, run_dir)
+    if record.exists():
+        if record.read_text() == values and _systemctl("is-active", unit, deadline=deadline) == "":
+            return
+        _systemctl("stop", unit, deadline=deadline)
+    remove_files(job.run_id, config)
+    try:
+        probes = read_as_user(
+            job.user,
+            job.probe_file,
+            max_bytes=config.limits.probe_file_bytes * 4 // 3 + 4096,
+            timeout_s=deadline - SPARE_S - time.monotonic(),
+        )
+        _write(probes_file(run_dir, job.run_id), probes, 0o600)
+        _write(record, values.encode(), 0o600)
+        problem = _systemctl("start", unit, deadline=deadline - SPARE_S)
+        if problem:
+            raise UserError(_reason(job, config, problem, deadline))
+    except UserError:
+        _give_up(job.run_id, config, deadline)
+        raise
+
+
+def stop(run_id: str, config: SystemConfig) -> None:
+    """End the tracing of a job: returns when its trace is closed and its unit inactive.
+
+    Does nothing for a job that is not ours. What takes longer than ``jobs.stop_timeout_s`` goes
+    on in the background; that, and a daemon that did not end well, raises `UserError`.
+    """
+    deadline = time.monotonic() + config.jobs.stop_timeout_s
+    run_dir, unit = Path(config.run_dir), unit_name(run_id)
+    if not env_file(run_dir, run_id).exists():
+        failed_file(run_dir, run_id).unlink(missing_ok=True)
+        return
+    problem = _systemctl("stop", unit, deadline=deadline - SPARE_S)
+    if problem:
+        clean_in_background(run_id, deadline)
+        raise UserError(f"{unit}: {problem}", hint="systemd goes on stopping it")
+    failed = _failure(unit, deadline)
+    if failed:
+        _systemctl("reset-failed", unit, deadline=deadline)
+    remove_files(run_id, config)
+    if failed:
+        raise UserError(f"{unit}: {failed}", hint="the run's log has the details")
+
+
+def not_traced(
+    run_id: str, user: pwd.struct_passwd, config: SystemConfig, error: UserError
+) -> None:
+    """Mark a job as not traced: for its user (file, log) and for the admin (journal)."""
+    reason = one_line(error.message + (f" ({error.hint})" if error.hint else ""))
+    tell(run_id, user, config, f"not traced: {reason}")
+    with contextlib.suppress(OSError, UserError):  # a full /run: the log has it
+        make_run_dir(Path(config.run_dir))
+        path = failed_file(Path(config.run_dir), run_id)
+        _write(path, (reason + "\n").encode(errors="backslashreplace"), 0o400, user)
+
+
+def tell(run_id: str, user: pwd.struct_passwd | None, config: SystemConfig, text: str) -> None:
+    """One line to the run's log, standard error and the journal."""
+    line = one_line(text)
+    log = Log(f"datacrumbs[{run_id}]")
+    if user:
+        log.open(Path(config.log_dir), user, run_id)
+    log.say(line)
+    log.close()
+    to_journal(f"run {run_id}{f' of {user.pw_name}' if user else ''}: {line}")
+
+
+def to_journal(line: str) -> None:
+    """One line to the journal, as ``datacrumbs``."""
+    syslog.openlog("datacrumbs", 0, syslog.LOG_DAEMON)
+    syslog.syslog(syslog.LOG_WARNING, line)
+
+
+def exit_code(config: SystemConfig) -> int:
+    """What our part of a hook ends with after a failure: the admin's choice."""
+    return JOB_FAILS if config.jobs.on_error is OnError.FAIL else 0
+
+
+def remove_files(run_id: str, config: SystemConfig) -> None:
+    """Remove what a job has in the run directory; the daemon's own goes with its unit."""
+    failed_file(Path(config.run_dir), run_id).unlink(missing_ok=True)
+    _remove_inputs(run_id, config)
+
+
+def _remove_inputs(run_id: str, config: SystemConfig) -> None:
+    for path in (probes_file, env_file):  # last what says that there is more
+        path(Path(config.run_dir), run_id).unlink(missing_ok=True)
+
+
+def clean(run_id: str, config: SystemConfig) -> None:
+    """Stop a job's unit however long it takes (its ``TimeoutStopSec``), then remove the rest.
+
+    Why a job is not traced stays to be read by its user: its end removes that.
+    """
+    unit = unit_name(run_id)
+    subprocess.run(["systemctl", "stop", unit], check=False)
+    subprocess.run(["systemctl", "reset-failed", unit], check=False, capture_output=True)
+    _remove_inputs(run_id, config)
+
+
+def clean_in_background(run_id: str, deadline: float) -> None:
+    """Have `clean` done by a unit of its own, which outlives the hook."""
+    command = ["systemd-run", "--no-block", "--collect", "--quiet"]
+    command += [f"--unit=datacrumbs-clean-{check_run_id(run_id)}"]
+    command += [sys.executable, "-I", "-m", "datacrumbs.jobs.clean", run_id]
+    _run(command, deadline)
+
+
+def _values(job: Job, run_dir: Path) -> str:
+    """The unit's environment file: no value in it is a user's free text."""
+    lines = [
+        f"PROBE_FILE={probes_file(run_dir, job.run_id)}",
+        f"DATACRUMBS_JOB_UID={job.user.pw_uid}",
+        f"DATACRUMBS_JOB_ATTEMPT={check_run_id(job.attempt, source='attempt')}",
+    ]
+    lines += [f"DATACRUMBS_JOB_CGROUP={job.cgroup}"] if job.cgroup else []
+    return "\n".join(lines) + "\n"
+
+
+def _write(path: Path, data: bytes, mode: int, owner: pwd.struct_passwd | None = None) -> None:
+    """Write a file of the run directory, which is complete or not there."""
+    new = path.with_name(f".{path.name}.new")
+    try:
+        new.unlink(missing_ok=True)
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with open(fd, "wb") as file:
+            file.write(data)
+            if owner:
+                os.fchown(fd, owner.pw_uid, owner.pw_gid)
+        new.rename(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+
+
+def _systemctl(verb: str, unit: str, *, deadline: float) -> str:
+    """Run ``systemctl verb unit``; what went wrong, empty when nothing did."""
+    return _run(["systemctl", "--quiet", verb, unit], deadline)
+
+
+def _run(command: list[str], deadline: float) -> str:
+    left_s = max(deadline - time.monotonic(), 0.1)
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=left_s, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"{' '.join(command[:3])} took too long"
+    except OSError as error:
+        return f"{command[0]}: {error.strerror}"
+    if done.returncode == 0:
+        return ""
+    said = done.stderr.decode(errors="replace").strip().partition("\n")[0]
+    return said or f"exit code {done.returncode}"
+
+
+def _show(unit: str, deadline: float) -> dict[str, str]:
+    command = ["systemctl", "show", "-p", "ActiveState,Result,StatusText", unit]
+    try:
+        text = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=max(deadline - time.monotonic(), 0.1),
+            check=False,
+        ).stdout.decode(errors="replace")
+    except (subprocess.TimeoutExpired, OSError):
+        return {}
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+
+def _failure(unit: str, deadline: float) -> str:
+    """How a unit that is no longer active has failed; empty when it has not."""
+    shown = _show(unit, deadline)
+    if shown.get("ActiveState") != "failed":
+        return ""
+    return shown.get("StatusText") or f"it ended with: {shown.get('Result', 'unknown')}"
+
+
+def _reason(job: Job, config: SystemConfig, problem: str, deadline: float) -> str:
+    """Why a unit did not start, in words of its user's: the daemon's own, where it said some."""
+    reason = _failure(unit_name(job.run_id), deadline) or problem
+    copy = str(probes_file(Path(config.run_dir), job.run_id))
+    return reason.replace(copy, job.probe_file)
+
+
+def _give_up(run_id: str, config: SystemConfig, deadline: float) -> None:
+    """Leave nothing of a job that is not traced; a unit that hangs is left to systemd."""
+    unit = unit_name(run_id)
+    if not env_file(Path(config.run_dir), run_id).exists():
+        remove_files(run_id, config)
+        return
+    if _show(unit, deadline).get("ActiveState") in ("failed", "inactive"):
+        _systemctl("reset-failed", unit, deadline=deadline)
+        remove_files(run_id, config)
+    else:
+        clean_in_background(run_id, deadline)

@@ -1,0 +1,92 @@
+"""Profile mode: the kernel's sums, taken at each interval, as rows of table ``intervals``.
+
+Two maps by turns: while one is filled, the other is emptied. See bpf/profile.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datacrumbs.tracer import layout
+from datacrumbs.tracer.libbpf import Object
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+KEY = np.dtype(layout.ProfileKey)
+SUMS = np.dtype(layout.Profile)
+BATCH = 8192
+"""Entries that are taken from the kernel at once: 2 MB."""
+
+Columns = dict[str, Any]
+
+
+class Profile:
+    """The two maps of one run."""
+
+    def __init__(self, bpf: Object, fds: list[int]) -> None:
+        self._bpf, self._fds = bpf, fds
+        self._start_ns = time.monotonic_ns()
+        self._keys, self._sums = np.empty(BATCH, KEY), np.empty(BATCH, SUMS)
+
+    def take(self) -> tuple[int, Columns]:
+        """End the interval: how many calls ended in it, and its rows; empty without any.
+
+        Takes as long as the kernel needs to let go of a map, usually 10 to 50 ms.
+        """
+        start_ns, self._start_ns = self._start_ns, time.monotonic_ns()
+        self._fds.reverse()
+        self._bpf.put("profiles", 0, ctypes.c_uint32(self._fds[0]))
+        parts = list(self._empty(self._fds[1]))
+        if not parts:
+            return 0, {}
+        keys, sums = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return int(sums["calls"].sum()), rows(keys, sums, start_ns, self._start_ns - start_ns)
+
+    def _empty(self, fd: int) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        position, more = None, True
+        while more:
+            count, position = self._bpf.take_batch(
+                fd, position, self._keys.ctypes.data, self._sums.ctypes.data, BATCH
+            )
+            more = position is not None
+            if count:
+                yield self._keys[:count].copy(), self._sums[:count].copy()
+
+
+def rows(keys: NDArray[Any], sums: NDArray[Any], start_ns: int, dur_ns: int) -> Columns:
+    """One row of ``intervals`` for each function and process, its CPUs added up, by column."""
+    who = keys["pid"].astype(np.int64) << 16 | keys["func"]
+    order = np.argsort(who, kind="stable")
+    who, sums = who[order], sums[order]
+    first = np.flatnonzero(np.r_[True, who[1:] != who[:-1]])
+    calls = np.add.reduceat(sums["calls"], first, axis=0, dtype=np.uint64)
+    return {
+        "ts": np.full(len(first), start_ns, np.int64),
+        "dur": np.full(len(first), dur_ns, np.int64),
+        "pid": (who[first] >> 16).astype(np.int32),
+        "func": (who[first] & 0xFFFF).astype(np.uint16),
+        "count": calls.sum(axis=1),
+        "errors": np.add.reduceat(sums["errors"], first),
+        "time": np.add.reduceat(sums["time"], first),
+        "max": np.maximum.reduceat(sums["max"], first),
+        "bytes": np.add.reduceat(sums["bytes"], first),
+        "histogram": histogram_column(calls),
+    }
+
+
+def histogram_column(calls: NDArray[np.uint64]) -> pa.ListArray:
+    """Rows of counts as lists that end with their last count above zero."""
+    import pyarrow as pa
+
+    powers = np.arange(1, calls.shape[1] + 1)
+    lengths = ((calls > 0) * powers).max(axis=1)
+    offsets = np.r_[0, np.cumsum(lengths)].astype(np.int32)
+    values = calls[powers <= lengths[:, None]]
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))

@@ -1,0 +1,125 @@
+"""What profile mode and the filters cost per call, next to trace mode; as root.
+
+    python tests/bench/bench_profile.py [--rounds N] [--json]
+
+Every way runs in every round, so that the machine's moods hit all alike; shown is the least of
+the rounds, for other work only adds. The empty pair is what any tracer adds that sees every
+system call by its entry and exit: it is in all the others' numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.harness import HERE, bench_user, counts_and_size, daemon, empty_pair
+from bench.per_call import Times, as_user
+from kernel.tracing import TracedRun, io_calls, site_for
+
+from datacrumbs.probes.model import Mode
+
+CASES = ["read_1", "64_KiB"]
+SECONDS = 5.0
+PROFILED = {"mode": Mode.PROFILE}
+WAYS: dict[str, dict[str, Any]] = {  # fields of the layer; `include`: with path rules
+    "traced": {},
+    "profiled": PROFILED,
+    "traced, include": {"include": True},
+    "profiled, include": PROFILED | {"include": True},
+    "all too short": {"min_duration_ns": 10**9},
+    "1000 a second": {"max_per_s": 1000},
+}
+
+
+def one_way(run: TracedRun, load: Path, way: dict[str, Any]) -> Times:
+    """Nanoseconds per call of every case, traced as ``way`` says."""
+    layer = {name: value for name, value in way.items() if name != "include"}
+    include = ["/dev", str(run.work)] if "include" in way else []
+    run.sign(io_calls(**layer), include=include)
+    with daemon(run):
+        return as_user(run, load, wrap=True, cases=CASES)
+
+
+def at_full_speed(run: TracedRun, load: Path, way: dict[str, Any]) -> dict[str, float]:
+    """What the daemon and the disk have to do for each second, and each call, of the load."""
+    run.sign(io_calls(**way))
+    with daemon(run) as measured:
+        both = [run.start(load, "speed", str(SECONDS)) for _ in range(2)]
+        if any(process.wait() for process in both):
+            sys.exit("the load failed")
+    counts, size = counts_and_size(run)
+    calls = counts["events"] + counts["profiled"]
+    return {
+        "calls_per_s": calls / SECONDS,
+        "lost": counts["lost"],
+        "daemon_cpu_s": measured.cpu_s,
+        "bytes_on_disk": size,
+    }
+
+
+def prepare(run: TracedRun) -> Path:
+    """The load; and the rings' default size, not the tests' small ones."""
+    config = run.root / "system.yaml"
+    lines = config.read_text().splitlines(keepends=True)
+    config.write_text("".join(line for line in lines if not line.startswith("ring:")))
+    load = run.root / "work" / "load"
+    subprocess.run(["cc", "-O2", "-o", load, HERE / "load.c"], check=True)
+    return load
+
+
+def measure(run: TracedRun, load: Path, rounds: int) -> dict[str, Times]:
+    """The least of ``rounds`` for the untraced run, the empty pair and each of `WAYS`."""
+    found: dict[str, list[Times]] = {name: [] for name in ("untraced", "empty pair", *WAYS)}
+    for _ in range(rounds):
+        found["untraced"].append(as_user(run, load, wrap=False, cases=CASES))
+        with empty_pair(run.root):
+            found["empty pair"].append(as_user(run, load, wrap=False, cases=CASES))
+        for name, way in WAYS.items():
+            found[name].append(one_way(run, load, way))
+    return {
+        name: {case: min(times[case] for times in rounds_of) for case in CASES}
+        for name, rounds_of in found.items()
+    }
+
+
+def lines(table: dict[str, Times]) -> list[str]:
+    """The table: ns per call, what is added, and that as a share of what trace mode adds."""
+    base, traced = table["untraced"], table["traced"]
+    rows = [
+        f"{'ns per call':<18}" + "".join(f"{c:>10}{'added':>8}{'of traced':>11}" for c in CASES)
+    ]
+    for name, times in table.items():
+        row = f"{name:<18}"
+        for case in CASES:
+            added, whole = times[case] - base[case], traced[case] - base[case]
+            row += f"{times[case]:>10.0f}{added:>8.0f}{added / whole:>11.0%}"
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """Parse options, measure, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    with bench_user() as user, site_for(user) as run:
+        load = prepare(run)
+        table = measure(run, load, options.rounds)
+        speed = {mode: at_full_speed(run, load, WAYS[mode]) for mode in ("traced", "profiled")}
+    if options.json:
+        print(json.dumps({"per_call": table, "full_speed": speed}, indent=2))
+        return
+    print("\n".join(lines(table)), end="\n\n")
+    for mode, numbers in speed.items():
+        print(f"{mode:<18}" + ", ".join(f"{name} {n:,.2f}" for name, n in numbers.items()))
+
+
+if __name__ == "__main__":
+    main()
