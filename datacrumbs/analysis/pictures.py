@@ -30,8 +30,8 @@ from datacrumbs.trace.reader import HostTrace, Trace
 
 FUNCTIONS_EXPLAINED = 8
 
-PER_POWER = 4
-"""Classes of latency for each power of two."""
+LATENCY_EDGES = (0, 1, 2, 3, *(n << power for power in range(61) for n in (4, 5, 6, 7)), 1 << 63)
+"""Where classes of latency begin: four for each power of two."""
 
 
 class Latency(Struct, frozen=True, kw_only=True):
@@ -151,7 +151,7 @@ def _rows(host: HostTrace, ranks: Ranks) -> list[Row]:
 
 def _latency(layer: str, name: str, counts: Numbers) -> Latency:
     """The histogram in coarser classes, without the empty ones."""
-    edges = _edges()
+    edges = LATENCY_EDGES
     first = bucket_of(np.array(edges[:-1], np.int64))
     sums = np.add.reduceat(counts, first)
     used = np.flatnonzero(sums).tolist()
@@ -162,11 +162,3 @@ def _latency(layer: str, name: str, counts: Numbers) -> Latency:
         to_ns=[edges[k + 1] for k in used],
         count=[int(sums[k]) for k in used],
     )
-
-
-def _edges() -> list[int]:
-    """0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, ...: `PER_POWER` for each power of two, then 2**63."""
-    edges = [0, 1, 2, 3]
-    for power in range(2, 63):
-        edges += [(1 << power) + (k << power) // PER_POWER for k in range(PER_POWER)]
-    return [*edges, 1 << 63]

@@ -279,11 +279,11 @@
         (order) => { rows = orders[order]; at = -1; redraw(); }));
     }
     redraw = chart("ranks", (home, width) => {
-      const right = width - 8, inner = right - box.left, step = Math.min(inner / rows.length, 64);
+      const right = width - 8, inner = right - box.left, step = Math.min(inner / rows.length, 96);
       const max = Math.min(1, Math.max(...rows.map((p) => p[P.share])) * 1.08) || 1;
       const node = picture(width, height, `Share of time in I/O of ${plural(rows.length, "process")}. ${byId("ranks-note").textContent} Arrow keys go from bar to bar.`,
         { tabindex: 0, "data-key": "ranks" });
-      yAxis(node, box.left, right, box.top, box.bottom, max, share, "share of the run's time in I/O");
+      yAxis(node, box.left, right, box.top, box.bottom, max, (v) => `${Number((100 * v).toPrecision(3))} %`, "share of the run's time in I/O");
       const bars = rows.map((p, i) => svg("rect", { class: i === at ? "bar on" : "bar", x: box.left + i * step, width: Math.max(0.5, step - (step > 3 ? 1 : 0)),
         y: box.bottom - (p[P.share] / max) * (box.bottom - box.top), height: (p[P.share] / max) * (box.bottom - box.top) }));
       node.append(...bars);
@@ -349,7 +349,7 @@
       return;
     }
     const [R, W, O] = [T.bytes_read, T.bytes_written, T.operations].map(floats);
-    const seconds = T.bin_ns / 1e9, total = T.bins * T.bin_ns;
+    const seconds = T.bin_ns / 1e9;
     const METRICS = {
       bandwidth: ["Bandwidth", (i) => (R[i] + W[i]) / seconds, rate],
       read: ["Read", (i) => R[i] / seconds, rate],
@@ -520,7 +520,6 @@
       home.dataset.from = String(from);
       home.dataset.to = String(to);
     });
-    void total;
   })();
 
   // ---- layers: an icicle ----
@@ -581,7 +580,7 @@
       for (const [i, x, w, d, dim] of boxes) {
         const text = `${nameOf(i)} ${w > 160 ? `${ns(timeOf(i))}${i >= 0 ? `, ${share(timeOf(i) / D.flame.time_ns)}` : ""}` : ""}`.trim();
         const fits = Math.floor((w - 8) / 6.7);
-        const g = svg("g", { class: dim ? "above" : i === at ? "on" : "", "data-frame": i });
+        const g = svg("g", { class: dim ? "above" : "", "data-frame": i });
         g.append(svg("rect", { x, y: d * line, width: Math.max(0.4, w), height: line - 1, fill: i < 0 ? "#d0d4d9" : colour(F[i][1]) }));
         if (fits >= 3) g.append(svg("text", { x: x + 4, y: d * line + 15 }, text.length > fits ? `${text.slice(0, fits - 1)}\u2026` : text));
         g.addEventListener("click", () => zoom(i === root ? parentOf(i) : i));
@@ -643,7 +642,7 @@
   /** `groups`: [label, tip, [value, class]...]; labels are shown as far as there is room. */
   function histogram(home, width, key, groups, { title, below, show, marks = [], label }) {
     const height = 250, left = 58, right = width - 10, top = 26, bottom = 196, inner = right - left;
-    const step = Math.min(inner / groups.length, 90), max = Math.max(...groups.flatMap((g) => g.slice(2).map(([v]) => v)), 1e-9) * 1.05;
+    const step = Math.min(inner / groups.length, 120), max = Math.max(...groups.flatMap((g) => g.slice(2).map(([v]) => v)), 1e-9) * 1.05;
     const node = picture(width, height, `${label}. Arrow keys go from bar to bar.`, { tabindex: 0, "data-key": key });
     yAxis(node, left, right, top, bottom, max, show, title);
     const every = Math.max(1, Math.ceil(62 / step));
@@ -708,7 +707,7 @@
       S.map((s) => [power(s[0]), `${power(s[0])} up to ${power(2 * s[0])}\n${plural(s[1], "read")}, ${bytes(s[2])}\n${plural(s[3], "write")}, ${bytes(s[4])}`,
         [s[column], "read"], [s[column + 2], "write"]]),
       { title: column === 1 ? "accesses" : "bytes moved", below: "bytes moved by one access: this many or more, less than twice", show: column === 1 ? count : bytes,
-        label: `Access sizes from ${power(S[0][0])} to ${power(2 * S[S.length - 1][0])}` })));
+        label: `Access sizes from ${power(S[0][0])} to ${power(2 * S[S.length - 1][0])}` }));
   })();
 
   (function latency() {
@@ -717,9 +716,10 @@
       nothing("latency", D.no_events || "No calls.");
       return;
     }
-    let now = L[0], redraw = () => {};
+    const outermost = L.findIndex((f) => D.slow.length && f.name === D.slow[0].name && f.layer === D.slow[0].layer);
+    let now = L[Math.max(0, outermost)], redraw = () => {};
     const choose = el("select", { id: "latency-choice", change: (event) => { now = L[Number(event.target.value)]; redraw(); } },
-      ...L.map((f, i) => el("option", { value: i }, `${f.name} (${f.layer})`)));
+      ...L.map((f, i) => el("option", { value: i, selected: f === now ? "" : null }, `${f.name} (${f.layer})`)));
     byId("latency-controls").append(el("label", { for: "latency-choice" }, "Function"), choose);
     redraw = chart("latency", (home, width) => {
       const first = D.edges.indexOf(now.from[0]), last = D.edges.indexOf(now.from[now.from.length - 1]);
