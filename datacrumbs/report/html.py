@@ -176,7 +176,11 @@ def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
             human_count(summary.processes_total),
             f"on {_some(len(summary.hosts), 'host')}",
         ),
-        ("Files", human_count(summary.files_total), f"on {_some(len(summary.mounts), 'file system')}"),
+        (
+            "Files",
+            human_count(summary.files_total),
+            f"on {_some(len(summary.mounts), 'file system')}",
+        ),
     ]
     if summary.wait_ns:
         waiting = ("Waiting", human_ns(summary.wait_ns), "in poll, select, epoll: not in I/O")

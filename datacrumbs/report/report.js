@@ -138,10 +138,15 @@
     return found;
   }
 
-  function yAxis(node, left, right, top, bottom, max, show, title) {
-    const step = niceStep(max, 4);
-    for (let v = 0; v <= max * 1.0001; v += step) {
-      const y = bottom - (v / max) * (bottom - top);
+  /** How high `v` stands, of 1; logarithmic ones begin at 1, a tenth below the first line. */
+  const linear = (v, max) => v / max;
+  const logarithmic = (v, max) => (v > 0 ? 0.08 + (0.92 * Math.log(Math.max(v, 1))) / Math.log(Math.max(max, 2)) : 0);
+  function yAxis(node, left, right, top, bottom, max, show, title, height = linear) {
+    const step = niceStep(max, 4), ticks = [];
+    if (height === linear) for (let v = 0; v <= max * 1.0001; v += step) ticks.push(v);
+    else for (let v = 1; v <= max * 1.0001; v *= max > 1e5 ? 100 : 10) ticks.push(v);
+    for (const v of ticks) {
+      const y = bottom - height(v, max) * (bottom - top);
       node.append(
         svg("line", { class: "axis", x1: left, x2: right, y1: y, y2: y }),
         svg("text", { x: left - 6, y: y + 4, "text-anchor": "end" }, show(v)),
@@ -640,16 +645,16 @@
 
   // ---- histograms ----
   /** `groups`: [label, tip, [value, class]...]; labels are shown as far as there is room. */
-  function histogram(home, width, key, groups, { title, below, show, marks = [], label }) {
+  function histogram(home, width, key, groups, { title, below, show, marks = [], label, scale = linear }) {
     const height = 250, left = 58, right = width - 10, top = 26, bottom = 196, inner = right - left;
     const step = Math.min(inner / groups.length, 120), max = Math.max(...groups.flatMap((g) => g.slice(2).map(([v]) => v)), 1e-9) * 1.05;
     const node = picture(width, height, `${label}. Arrow keys go from bar to bar.`, { tabindex: 0, "data-key": key });
-    yAxis(node, left, right, top, bottom, max, show, title);
+    yAxis(node, left, right, top, bottom, max, show, title, scale);
     const every = Math.max(1, Math.ceil(62 / step));
     groups.forEach(([name, , ...bars], i) => {
       const wide = (step * 0.84) / bars.length;
       bars.forEach(([v, style], k) => {
-        const h = (v / max) * (bottom - top);
+        const h = scale(v, max) * (bottom - top);
         node.append(svg("rect", { class: style, x: left + i * step + step * 0.08 + k * wide, y: bottom - Math.max(h, v > 0 ? 1 : 0), width: wide, height: Math.max(h, v > 0 ? 1 : 0) }));
       });
       if (i % every === 0) node.append(svg("text", { x: left + i * step + (every > 1 ? step * 0.08 : step / 2), y: bottom + 16, "text-anchor": every > 1 ? "start" : "middle" }, name));
@@ -720,7 +725,10 @@
     let now = L[Math.max(0, outermost)], redraw = () => {};
     const choose = el("select", { id: "latency-choice", change: (event) => { now = L[Number(event.target.value)]; redraw(); } },
       ...L.map((f, i) => el("option", { value: i, selected: f === now ? "" : null }, `${f.name} (${f.layer})`)));
-    byId("latency-controls").append(el("label", { for: "latency-choice" }, "Function"), choose);
+    let scale = linear;
+    byId("latency-controls").append(el("label", { for: "latency-choice" }, "Function"), choose,
+      buttons("Scale of the number of calls", [["linear", "Linear"], ["log", "Logarithmic"]], "linear",
+        (name) => { scale = name === "log" ? logarithmic : linear; redraw(); }));
     redraw = chart("latency", (home, width) => {
       const first = D.edges.indexOf(now.from[0]), last = D.edges.indexOf(now.from[now.from.length - 1]);
       const counts = new Map(now.from.map((from, i) => [from, now.count[i]]));
@@ -734,7 +742,7 @@
         const k = Math.max(first, Math.min(last, D.edges.findIndex((e) => e > v) - 1));
         return k - first + Math.max(0, Math.min(1, (v - D.edges[k]) / (D.edges[k + 1] - D.edges[k])));
       };
-      histogram(home, width, "latency", groups, { title: "calls", below: "time from call to return", show: count,
+      histogram(home, width, "latency", groups, { title: "calls", below: "time from call to return", show: count, scale,
         marks: [[where(now.p50), `p50 ${ns(now.p50)}`, 0], [where(now.p99), `p99 ${ns(now.p99)}`, 1]], label: `Latency of ${now.name}: p50 ${ns(now.p50)}, p99 ${ns(now.p99)}` });
       byId("latency-note").textContent = `${plural(all, "call")} of ${now.name} that returned; p50 ${ns(now.p50)}, p99 ${ns(now.p99)}.`
         + (D.functions_total > L.length ? ` The ${L.length} functions with most time can be chosen.` : "");
