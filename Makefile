@@ -22,12 +22,13 @@ endif
 
 # Debian's names. Building: clang, bpftool, headers of libbpf, libc and Slurm, gcc, python3-venv.
 # Running: libbpf1. The rest is what tests run, trace or check with.
-PACKAGES := clang llvm bpftool libbpf-dev libbpf1 gcc g++ libc6-dev libslurm-dev python3 \
+PACKAGES := acl clang llvm bpftool libbpf-dev libbpf1 gcc g++ libc6-dev libslurm-dev python3 \
 	chromium chromium-driver fonts-dejavu-core \
 	python3-venv python3-bpfcc linux-headers-$(shell dpkg --print-architecture) \
 	libhdf5-openmpi-dev libopenmpi-dev openmpi-bin \
 	debootstrap e2fsprogs fio fuse2fs git groff-base iproute2 libcap2-bin libseccomp2 \
-	musl-tools patchelf sqlite3 strace systemd systemtap-sdt-dev tar time util-linux
+	musl-tools openssh-client openssh-server patchelf sqlite3 strace systemd systemtap-sdt-dev \
+	tar time util-linux busybox-static cpio kmod qemu-system-x86 xfsprogs xz-utils zstd
 BENCH_PACKAGES := bpftrace linux-perf
 
 export PIP_ROOT_USER_ACTION := ignore
@@ -96,9 +97,15 @@ lint: setup ## Check style and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# of the nodes of the cluster that tests start; kept in /var/cache/datacrumbs-tests
+.PHONY: images
+images: setup
+	@[ "$$(id -u)" = 0 ] || { echo "the tests need root" >&2; exit 1; }
+	$(run) tests/cluster/image.py
+
 .PHONY: test
-test: lint $(VENV)/dfanalyzer/.installed ## All tests that this machine can run (root, BPF); a skipped test is a failure
-	$(run) -m pytest --no-skips tests/unit tests/kernel tests/cluster
+test: lint images $(VENV)/dfanalyzer/.installed ## All tests that this machine can run (root, BPF); a skipped test is a failure
+	$(run) -m pytest --no-skips tests/unit tests/kernel tests/vm tests/flux_jobs tests/cluster
 
 .PHONY: demo
 demo: setup ## Trace a small program from the probe file to the report

@@ -57,7 +57,9 @@ __noinline int send_arguments(struct dc_task *self, __u32 func, __s64 ts, __u32 
 		__s64 length = sizeof(__u64);
 
 		if (one->type == DC_INT || one->type == DC_UINT) {
-			*(__u64 *)(to + 8) = values[one->index & 7];
+			__u64 value = values[one->index & 7];
+			/* addresses of the kernel are not shown to users */
+			*(__u64 *)(to + 8) = user || (__s64)value >= -4095 ? value : 0;
 		} else {
 			if (!bytes || bytes > DC_ARGUMENT_MAX)
 				bytes = DC_ARGUMENT_MAX;

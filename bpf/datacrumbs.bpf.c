@@ -17,4 +17,7 @@ char LICENSE[] SEC("license") = "GPL";
 #include "syscalls.h"
 #include "user.h"
 #include "usdt.h"
+#include "subject.h"
+#include "kernel_functions.h"
+#include "points.h"
 #include "who.h"

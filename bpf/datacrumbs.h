@@ -5,12 +5,14 @@
 #pragma once
 #include <linux/types.h>
 
-#define DC_LAYOUT 4
+#define DC_LAYOUT 5
 #define DC_SYSCALLS 512	     /* system call numbers below this can be traced */
 #define DC_MAX_CPUS 1024     /* counters are kept per CPU, modulo this */
 #define DC_RUN_ID_MAX 64
 #define DC_TEXT_MAX 4096     /* a path's bytes in a name record */
 #define DC_DEPTH 64	     /* user functions nested on one thread; a power of two */
+#define DC_KERNEL_DEPTH 64   /* kernel functions nested on one thread; a power of two */
+#define DC_POINTS 64	     /* tracepoints in use, a program for each */
 #define DC_RULES 32	     /* path prefixes, include and exclude together */
 #define DC_RULE_MAX 256	     /* bytes of one, with what ends it */
 #define DC_POWERS 48	     /* of a profile's histogram: the last has longer calls, too */
@@ -24,7 +26,7 @@ struct dc_event {
 	__u16 func, flags;
 	__s32 fd;
 };
-enum { DC_UNFINISHED = 1, DC_PEER = 2, DC_HAS_ARGUMENTS = 8 };
+enum { DC_UNFINISHED = 1, DC_PEER = 2, DC_ASYNC = 4, DC_HAS_ARGUMENTS = 8 };
 
 /* which tasks a function is recorded for, and what a task is */
 enum { DC_JOINED = 1, DC_IN_JOB = 2 };
@@ -43,12 +45,17 @@ enum {
 	DC_LEAN = 4, /* profile mode, no path rules: which file it is about does not matter */
 };
 
-/* any function, by its number */
+/* any function, by its number; argument indices are -1 for none. Of no kernel function: zeros. */
 struct dc_function {
 	__u8 select;
 	__u8 layer; /* index of dc_config.layers */
-	__u8 bits;
-	__u8 unused[5];
+	__u8 bits;  /* DC_PROFILED ... */
+	__u8 kind;  /* DC_OF_...: what argument `object` is */
+	__s8 object, offset, size;
+	__u8 how;	/* DC_OFFSET_POINTER ... */
+	__u8 returns;	/* DC_RETURNS_... */
+	__u8 unused;
+	__u16 embedded; /* where the structure that argument `object` points to has its inode */
 };
 enum {
 	DC_PROFILED = 1, /* profile mode */
@@ -56,6 +63,28 @@ enum {
 	DC_ERRNO = 4,	 /* a negative result is a failure */
 	DC_LIMITED = 8,	 /* its layer has min_duration_ns or max_per_s */
 };
+/* what tells a kernel function's file */
+enum {
+	DC_OF_NONE, DC_OF_FILE, DC_OF_KIOCB, DC_OF_INODE, DC_OF_DENTRY, DC_OF_PATH, DC_OF_FOLIO,
+	DC_OF_PAGE, DC_OF_MAPPING, DC_OF_FAULT, DC_OF_READAHEAD, DC_OF_BIO, DC_OF_REQUEST,
+	DC_OF_JOURNAL,
+};
+enum {
+	DC_OFFSET_POINTER = 1, DC_SIZE_ITER = 2, DC_OFFSET_PAGES = 4, DC_SIZE_32 = 8,
+	DC_KEEPS = 16, /* arguments are kept */
+};
+enum { DC_RETURNS_LONG, DC_RETURNS_NOTHING, DC_RETURNS_INT, DC_RETURNS_UINT, DC_RETURNS_BYTE };
+
+/* one tracepoint */
+struct dc_point {
+	__u16 func;
+	__u8 part;	/* DC_SINGLE ... */
+	__u8 arguments; /* how many it has, 8 at most */
+	__s8 result;	/* index of what the function returns; -1: none */
+	__u8 unused[3];
+	struct dc_function roles;
+};
+enum { DC_NO_POINT, DC_SINGLE, DC_ENTER, DC_LEAVE, DC_ISSUE, DC_DONE };
 
 /* what an attach cookie has besides the function's number */
 #define DC_TAIL (1ULL << 16) /* an exit: a jump into another function, the result is not known */
@@ -109,6 +138,7 @@ struct dc_config {
 	struct dc_call calls[DC_SYSCALLS];
 	struct dc_function functions[DC_FUNCTIONS];
 	struct dc_layer layers[DC_LAYERS];
+	struct dc_point points[DC_POINTS];
 	struct dc_rule rules[DC_RULES]; /* first those to include, then those to exclude */
 	__u32 includes, rules_used;
 	char run_id[DC_RUN_ID_MAX];
@@ -118,6 +148,8 @@ struct dc_config {
 	__u32 ns_inum;	     /* the daemon's PID namespace */
 	__u32 cpus_per_ring;
 	__u32 layout;
+	__u32 page_shift; /* log2 of a page's bytes */
+	__u32 unused;
 };
 
 /* per CPU, read by the daemon through the memory map of .data.counters */

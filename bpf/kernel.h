@@ -37,6 +37,7 @@ struct pt_regs {
 };
 struct thread_info {
 	unsigned long flags;
+	__u64 preempt_count;
 };
 struct thread_struct {
 	struct {
@@ -84,25 +85,51 @@ struct qstr {
 	__u64 hash_len;
 	const unsigned char *name;
 };
+struct list_head {
+	struct list_head *next;
+};
+struct hlist_node {
+	struct hlist_node *next;
+};
+struct hlist_head {
+	struct hlist_node *first;
+};
 struct file_system_type {
 	const char *name;
 };
+struct mount;
 struct super_block {
 	__u32 s_dev;
 	struct file_system_type *s_type;
+	struct mount *s_mounts; /* since 6.18 */
+};
+struct super_block___list {
+	struct list_head s_mounts;
+};
+struct address_space {
+	struct inode *host;
 };
 struct inode {
 	unsigned short i_mode;
 	struct super_block *i_sb;
+	struct address_space *i_mapping;
 	unsigned long i_ino;
 	__u32 i_generation;
 	unsigned int i_nlink;
+	__u32 i_rdev;
+	struct hlist_head i_dentry;
 };
 struct dentry {
 	unsigned int d_flags;
 	struct dentry *d_parent;
 	struct qstr d_name;
 	struct inode *d_inode;
+	struct hlist_node d_alias; /* since 7.0 */
+};
+struct dentry___union {
+	union {
+		struct hlist_node d_alias;
+	} d_u;
 };
 struct vfsmount {
 	struct dentry *mnt_root;
@@ -111,6 +138,7 @@ struct mount {
 	struct mount *mnt_parent;
 	struct dentry *mnt_mountpoint;
 	struct vfsmount mnt;
+	struct list_head mnt_instance; /* in super_block___list */
 };
 struct path {
 	struct vfsmount *mnt;
@@ -121,6 +149,62 @@ struct file {
 	long long f_pos;
 	struct inode *f_inode;
 	struct path f_path;
+};
+struct kiocb {
+	struct file *ki_filp;
+	long long ki_pos;
+};
+struct iov_iter {
+	unsigned long count;
+};
+struct vm_area_struct {
+	unsigned long vm_start, vm_end;
+	struct file *vm_file;
+};
+struct vm_fault {
+	struct vm_area_struct *vma;
+	unsigned long pgoff;
+};
+struct page {
+	struct address_space *mapping;
+	unsigned long index; /* without struct folio */
+	unsigned long compound_head;
+	unsigned long compound_info; /* since 7.0 */
+};
+struct folio {
+	struct address_space *mapping;
+	unsigned long index;
+};
+struct readahead_control {
+	struct address_space *mapping;
+	unsigned long _index;
+	unsigned int _nr_pages;
+};
+struct bio_vec {
+	struct page *bv_page;
+	unsigned int bv_offset;
+};
+struct bvec_iter {
+	__u64 bi_sector;
+	unsigned int bi_size, bi_idx, bi_bvec_done;
+};
+struct block_device {
+	__u32 bd_dev;
+};
+struct bio {
+	struct block_device *bi_bdev;
+	struct bvec_iter bi_iter;
+	struct bio_vec *bi_io_vec;
+};
+struct request {
+	__u32 cmd_flags;
+	unsigned int __data_len;
+	__u64 __sector;
+	struct bio *bio;
+	struct block_device *part;
+};
+struct journal_s {
+	struct block_device *j_fs_dev;
 };
 struct fdtable {
 	unsigned int max_fds;
@@ -142,9 +226,6 @@ struct mm_struct {
 	struct file *exe_file;
 	unsigned long start_stack;
 	struct uprobes_state uprobes_state;
-};
-struct vm_area_struct {
-	unsigned long vm_start, vm_end;
 };
 struct kernfs_node {
 	const char *name;
@@ -171,8 +252,17 @@ struct signal_struct {
 struct sigpending {
 	sigset_t signal;
 };
+struct completion;
+struct bpf_run_ctx {};
+struct bpf_session_run_ctx {
+	struct bpf_run_ctx run_ctx;
+	bool is_return;
+};
 struct task_struct {
 	struct thread_info thread_info;
+	void *stack;
+	unsigned int flags;
+	struct bpf_run_ctx *bpf_ctx;
 	int pid;
 	int tgid;
 	int exit_code;
@@ -188,6 +278,7 @@ struct task_struct {
 	unsigned long sas_ss_sp, sas_ss_size;
 	struct mm_struct *mm;
 	struct css_set *cgroups;
+	struct completion *vfork_done;
 	struct thread_struct thread;
 };
 struct linux_binprm;

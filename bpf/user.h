@@ -38,7 +38,8 @@ static long take_bounds(struct task_struct *task, struct vm_area_struct *vma,
 /*
  * The thread's own stack is the mapping that holds the stack the program began with or, of a
  * further thread, its control block: the C libraries put that at the top of the stack. (Of the
- * first thread the control block is anywhere, perhaps among stacks of coroutines.)
+ * first thread the control block is anywhere, perhaps among stacks of coroutines.) A child that
+ * shares its parent's memory until it execs, as posix_spawn() makes one, has one stack only.
  */
 __noinline int find_stack(struct dc_task *self, __u64 sp)
 {
@@ -46,6 +47,8 @@ __noinline int find_stack(struct dc_task *self, __u64 sp)
 	struct stack_lookup found = {};
 	__u64 mark;
 
+	if (BPF_CORE_READ(task, vfork_done))
+		return 1;
 	if (!self || bpf_find_vma(task, sp, take_bounds, &found, 0))
 		return 0; /* the map is being changed: nothing is certain */
 	if (task->pid == task->tgid)

@@ -29,6 +29,13 @@ int client_start(struct pt_regs *ctx)
 	return 0;
 }
 
+static __always_inline __u64 stack_of(struct task_struct *task)
+{
+	struct pt_regs *regs = (void *)bpf_task_pt_regs(task);
+
+	return BPF_CORE_READ(regs, sp);
+}
+
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 {
@@ -42,6 +49,8 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	struct dc_task *self = join(child, is);
 	if (self && child->pid == child->tgid) {
 		if (mine) { /* a thread's child goes on where the thread was */
+			if (parent->pid != parent->tgid && !mine->stack_bytes)
+				find_stack(mine, stack_of(parent));
 			self->stack_low = mine->stack_low;
 			self->stack_bytes = mine->stack_bytes;
 		}
@@ -77,6 +86,7 @@ int BPF_PROG(on_exit, struct task_struct *task)
 		return 0;
 	emit_unfinished(self);
 	emit_unfinished_usdt(self, bpf_task_storage_get(&usdt_tasks, task, 0, 0));
+	emit_unfinished_kernel(task);
 	if (!task->signal->live.counter)
 		emit_process(self, task, DC_EXIT);
 	return 0;
@@ -120,5 +130,6 @@ int unfinished(struct bpf_iter__task *ctx)
 		emit_unfinished(self);
 		emit_unfinished_usdt(self, bpf_task_storage_get(&usdt_tasks, task, 0, 0));
 	}
+	emit_unfinished_kernel(task);
 	return 0;
 }

@@ -204,7 +204,7 @@ class Attributor:
         self.targets += len(own)
         self._add_presence(batch, inside, root, context)
         self._add_targets(batch, own, root)
-        self._unfinished.add(batch, fresh[flags & EventFlag.UNFINISHED != 0])
+        self._unfinished.add(batch, fresh)
         alone = (batch.parent[fresh] < 0) & (flags & EventFlag.ASYNC == 0)
         self.orphans += int(np.count_nonzero(alone & self._kernel[batch.rows["func"][fresh]]))
         cut = batch.covered_ns[fresh] < batch.rows["dur"][fresh]
@@ -291,15 +291,25 @@ class Attributor:
 
 
 class _Unfinished:
-    """Calls that had not returned: of the functions asked for, and where they were."""
+    """Calls that did not return: of the functions asked for, and where they were.
+
+    A call that an exception or longjmp left is no place where a thread still is: what its
+    thread did afterwards tells it from one that hangs.
+    """
 
     def __init__(self, choice: Choice) -> None:
         self.sums = KeySums("count", "time_ns")
         self._choice = choice
-        self._open: list[tuple[Index, Index, Flags]] = []  # thread, function, asked for
+        self._open: list[tuple[Index, Index, Numbers, Flags]] = []
+        self._latest = np.zeros(0, np.int64)  # start of the last call of each thread
 
-    def add(self, batch: Nested, rows: Index) -> None:
-        """New unfinished ``rows`` of ``batch``."""
+    def add(self, batch: Nested, fresh: Index) -> None:
+        """The new rows of ``batch``, of which those that are unfinished count."""
+        flags, thread = batch.rows["flags"], batch.thread[fresh]
+        sync = flags[fresh] & EventFlag.ASYNC == 0
+        self._latest = grow(self._latest, int(thread.max(initial=-1)) + 1)
+        self._latest[thread[sync]] = batch.rows["ts"][fresh[sync]]  # of several, the last
+        rows = fresh[flags[fresh] & EventFlag.UNFINISHED != 0]
         if not len(rows):
             return
         func = batch.rows["func"][rows].astype(np.intp)
@@ -308,18 +318,19 @@ class _Unfinished:
         if self._choice.files is not None:
             asked &= np.isin(batch.rows["file"][rows], self._choice.files)
         self.sums.add(func[asked], count=1, time_ns=batch.rows["dur"][rows[asked]])
-        self._open.append((batch.thread[rows], func, asked))
+        self._open.append((batch.thread[rows], func, batch.end[rows], asked))
 
     def stuck(self) -> dict[tuple[int, int], int]:
         """How many threads are in a function asked for, by it and the innermost one there."""
         if not self._open:
             return {}
-        thread, func, asked = (np.concatenate(part) for part in zip(*self._open, strict=True))
-        last = np.full(int(thread.max()) + 1, 0, np.intp)
-        last[thread] = func  # by start, so that the last one stands
+        thread, func, end, asked = (np.concatenate(part) for part in zip(*self._open, strict=True))
+        still = end >= self._latest[thread]
+        thread, func, asked = thread[still], func[still], asked[still]
+        innermost = np.zeros(len(self._latest), np.intp)
+        innermost[thread] = func  # by start, so that the last one stands
         pairs = np.unique(np.stack([thread[asked], func[asked]]), axis=1)
-        found = Counter(zip(pairs[1].tolist(), last[pairs[0]].tolist(), strict=True))
-        return dict(found)
+        return dict(Counter(zip(pairs[1].tolist(), innermost[pairs[0]].tolist(), strict=True)))
 
 
 class _Entries:

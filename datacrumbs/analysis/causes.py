@@ -3,7 +3,8 @@
 A *strong* cause says why a call took long, whatever is inside it: a journal commit that waits
 for the disk is a journal commit. A *weak* one says what was asked for (fsync), and gives way to
 a strong cause found inside. The first pattern that matches a name counts; patterns are shell
-globs. A function that none matches has the weak cause of its op, if that has one.
+globs. A function that none matches has the weak cause of its op, if that has one. Names of
+tracepoints count without their group (``jbd2:jbd2_commit``).
 """
 
 from __future__ import annotations
@@ -78,6 +79,8 @@ MEANING: dict[Cause, str] = {
 
 # Order matters: the first match counts. Names are those of functions and of tracepoints.
 _STRONG: tuple[tuple[Cause, str], ...] = (
+    # --- passing remarks of the kernel that take no time and say nothing about waiting
+    (Cause.NONE, "writeback_dirty_* writeback_mark_inode_dirty writeback_*_enqueue"),
     # --- the writer is held back: dirty limits, cgroup limits (io.max), writeback throttling
     (Cause.THROTTLING, "balance_dirty_pages* *io_throttle* blk_throtl* __blk_throtl* rq_qos_wait*"),
     (Cause.THROTTLING, "wbt_wait* iocg_* ioc_rqos_throttle* mem_cgroup_handle_over_high*"),
@@ -147,9 +150,10 @@ _BY_OP = {
 
 def meaning(name: str, op: Op) -> Meaning:
     """What the time of the function ``name`` is spent on."""
+    name = name.rpartition(":")[2]
     for cause, pattern in _compiled(_STRONG):
         if pattern.fullmatch(name):
-            return Meaning(cause, True)
+            return Meaning(cause, cause is not Cause.NONE)
     for cause, pattern in _compiled(_WEAK):
         if pattern.fullmatch(name):
             return Meaning(cause, False)

@@ -37,7 +37,7 @@ from datacrumbs.analysis.explanation import (
     Stuck,
 )
 from datacrumbs.analysis.functions import Flags, Functions
-from datacrumbs.analysis.hosts import clock_of, host_facts, host_notes, missing_hosts
+from datacrumbs.analysis.hosts import clock_of, host_facts, host_notes, missing_hosts, profile_notes
 from datacrumbs.analysis.keys import Index, Numbers
 from datacrumbs.analysis.nesting import Nested, column_names, nested
 from datacrumbs.analysis.one_call import calls_inside
@@ -230,7 +230,11 @@ def _explanation(
         filtered=sum(run.counts.filtered for run in runs),
         missing_hosts=missing_hosts(trace),
         hosts=facts,
-        notes=host_notes(trace, facts) + _notes(lost, sums, len(ordered)),
+        notes=[
+            *host_notes(trace, facts),
+            *profile_notes(trace),
+            *_notes(lost, sums, len(ordered)),
+        ],
         time_ns=whole_ns,
         functions=len(ordered),
         quantile_error=QUANTILE_ERROR,

@@ -3,7 +3,8 @@
 How things are counted:
 
 - A *target* is a call that is explained: the outermost on its thread of those chosen. Its time
-  is that from call to return. Unfinished calls are counted apart, and are in no time.
+  is that from call to return. Unfinished calls (which did not return: see ``flags`` of the
+  trace's events) are counted apart, and are in no time.
 - *Self* time of a call is what no call inside it, of those traced, covers. Over all that is
   inside a target, self times add up to the target's time exactly.
 - *Fast* and *slow* calls of one function are told apart by their lengths, see `Variation`. The
@@ -76,6 +77,8 @@ class Finding(Struct, frozen=True, kw_only=True):
     - ``inside``: a function in the target and all in it that has no other cause. ``slow_ns``
       and ``fast_ns``: its mean time in a call; ``slow_share``, ``fast_share``: of the calls, in
       how many it occurs; ``slow_count``, ``fast_count``: how often in a call, on average.
+    - ``mark``: as ``inside``, for what has a meaning but next to no time of its own, such as a
+      tracepoint: ``share`` is of the variance, and of what no other cause explains.
     - ``own``: as ``inside``, for the time of the target in none of the calls traced.
     - ``later``: asynchronous work on the file; times and shares as for ``inside``.
     - ``trait``: ``slow_share`` and ``fast_share`` of the calls have the property ``name``.
@@ -135,7 +138,7 @@ class SlowCall(Struct, frozen=True, kw_only=True):
 
 
 class Stuck(Struct, frozen=True, kw_only=True):
-    """Where calls that had not returned were: the innermost unfinished one of the thread."""
+    """Where calls still were at the end: in the innermost unfinished one of their thread."""
 
     layer: str
     name: str

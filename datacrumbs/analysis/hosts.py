@@ -72,16 +72,22 @@ def host_notes(trace: Trace, facts: list[HostFacts]) -> list[str]:
     notes = []
     if missing := missing_hosts(trace):
         notes.append(f"Nothing here from {_listed(missing)}, which the job ran on too.")
-    if cut := [host.host for host in facts if host.state is State.CUT_OFF]:
-        notes.append(f"Cut off: {_listed(cut)}; what happened last there is not in the trace.")
-    if profiled := sum(host.run.counts.profiled for host in trace.hosts if host.run):
-        notes.append(
-            f"{profiled} calls were added up in profile mode and are no events: they are not in "
-            "what follows, datacrumbs_report has them."
-        )
     if len(facts) > 1:
+        if cut := [host.host for host in facts if host.state is State.CUT_OFF]:
+            notes.append(f"Cut off: {_listed(cut)}; what happened last there is not in the trace.")
         notes += _clock_notes(facts)
     return notes
+
+
+def profile_notes(trace: Trace) -> list[str]:
+    """What an analysis of events leaves out, in a sentence."""
+    profiled = sum(host.run.counts.profiled for host in trace.hosts if host.run)
+    if not profiled:
+        return []
+    return [
+        f"{profiled} calls were added up in profile mode and are no events: they are not in "
+        "what follows, datacrumbs_report has them."
+    ]
 
 
 def _clock_notes(facts: list[HostFacts]) -> list[str]:

@@ -10,7 +10,7 @@ What follows from that, and where more had to be decided:
 - Calls that overlap without one containing the other (a clock that went back, damaged events)
   are siblings; the time both cover counts for the earlier one (`Nested.covered_ns`).
 - A call whose parent was lost, or not traced, belongs to the next call further out.
-- An unfinished call nests in unfinished calls only, and contains no finished ones: where it
+- An unfinished call nests in unfinished calls only, and contains no finished ones: when it
   ended is not known, and it may have been left long ago, by an exception or longjmp.
 - Events with `EventFlag.ASYNC` are part of no call: no parent, no children.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from datacrumbs.analysis.causes import Cause, meaning
@@ -69,7 +70,7 @@ def variation_of(target: Target) -> Variation | None:
 
 
 def _least(kind: str) -> float:
-    return TELLING if kind in ("inside", "own", "later") else TELLING_TRAIT
+    return TELLING if kind in ("inside", "own", "later", "mark") else TELLING_TRAIT
 
 
 def split_by_length(count: Numbers, time_ns: Numbers) -> Split | None:
@@ -175,45 +176,72 @@ class _Compared:
 
     def _inside(self) -> Iterator[Finding]:
         """What slow calls did more of: self times by entry add up to the whole difference."""
-        target = self.target
-        own = target.self_ns()
-        by_entry: dict[Key, list[Path]] = {}
-        for path, sums in target.contexts.items():
-            if path:
-                by_entry.setdefault(sums.entry, []).append(path)
-        for entry, paths in by_entry.items():
-            time_ns = np.sum([own[path] for path in paths], axis=0)
-            heads = [path for path in paths if path[-1] == entry]
-            calls = np.sum([target.contexts[path].count for path in heads], axis=0)
-            main = max(heads, key=lambda path: int(target.contexts[path].time_ns.sum()))
-            fast_ns, slow_ns = self._means(time_ns)
-            fast_count, slow_count = self._means(np.asarray(calls))
-            fast_share, slow_share = self._means(target.present[entry])
-            yield Finding(
-                kind="inside",
-                share=self._share(fast_ns, slow_ns),
-                name=entry.name,
-                layer=entry.layer,
-                cause=cause_in(target, main),
-                via=[key.name for key in main[:-1]],
-                slow_ns=round(slow_ns),
-                fast_ns=round(fast_ns),
-                slow_share=slow_share,
-                fast_share=fast_share,
-                slow_count=slow_count,
-                fast_count=fast_count,
-            )
+        own = self.target.self_ns()
         fast_ns, slow_ns = self._means(own[()])
-        yield Finding(
+        itself = Finding(
             kind="own",
             share=self._share(fast_ns, slow_ns),
-            name=target.key.name,
-            layer=target.key.layer,
+            name=self.target.key.name,
+            layer=self.target.key.layer,
             slow_ns=round(slow_ns),
             fast_ns=round(fast_ns),
             slow_share=1.0,
             fast_share=1.0,
         )
+        found = [self._entry(entry, paths, own) for entry, paths in self._by_entry().items()]
+        known = sum(f.share for f, strong in found if strong)
+        yield itself
+        for finding, strong in found:
+            if finding.share >= TELLING or not strong:
+                yield finding
+            else:
+                yield self._mark(finding, max(0.0, 1.0 - known))
+
+    def _by_entry(self) -> dict[Key, list[Path]]:
+        by_entry: dict[Key, list[Path]] = {}
+        for path, sums in self.target.contexts.items():
+            if path:
+                by_entry.setdefault(sums.entry, []).append(path)
+        return by_entry
+
+    def _entry(
+        self, entry: Key, paths: list[Path], own: dict[Path, Numbers]
+    ) -> tuple[Finding, bool]:
+        """What is inside of the function ``entry``, and whether its cause is a strong one."""
+        contexts = self.target.contexts
+        time_ns = np.sum([own[path] for path in paths], axis=0)
+        heads = [path for path in paths if path[-1] == entry]
+        calls = np.sum([contexts[path].count for path in heads], axis=0)
+        main = max(heads, key=lambda path: int(contexts[path].time_ns.sum()))
+        fast_ns, slow_ns = self._means(time_ns)
+        fast_count, slow_count = self._means(np.asarray(calls))
+        fast_share, slow_share = self._means(self.target.present[entry])
+        finding = Finding(
+            kind="inside",
+            share=self._share(fast_ns, slow_ns),
+            name=entry.name,
+            layer=entry.layer,
+            cause=cause_in(self.target, main),
+            via=[key.name for key in main[:-1]],
+            slow_ns=round(slow_ns),
+            fast_ns=round(fast_ns),
+            slow_share=slow_share,
+            fast_share=fast_share,
+            slow_count=slow_count,
+            fast_count=fast_count,
+        )
+        return finding, meaning(entry.name, contexts[main].op).strong
+
+    def _mark(self, finding: Finding, rest: float) -> Finding:
+        """A cause without time of its own (a tracepoint): how well it tells slow calls.
+
+        It can stand for no more than ``rest``, the share of the difference that no cause has.
+        """
+        sides = ((self.fast.count, finding.fast_share), (self.slow.count, finding.slow_share))
+        (f, fast), (s, slow) = ((round(n * share), n) for n, share in sides)
+        more = f * slow < s * fast
+        share = rest * variance_share([(f, s), (fast - f, slow - s)]) if more else 0.0
+        return replace(finding, kind="mark", share=share)
 
     def _later(self) -> Iterator[Finding]:
         for work, sums in self.target.later.items():

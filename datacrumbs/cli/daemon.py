@@ -20,6 +20,7 @@ from datacrumbs.run import check_run_id, default_run_id
     "--cgroup",
     type=click.Path(path_type=Path),
     envvar="DATACRUMBS_JOB_CGROUP",
+    show_envvar=True,
     metavar="DIRECTORY|NAME",
     help="The job's cgroup, for layers with `select: job`: its directory (version 2), or the last "
     "part of its name (any hierarchy; it may come later).",
@@ -28,6 +29,7 @@ from datacrumbs.run import check_run_id, default_run_id
     "--uid",
     type=click.IntRange(min=0),
     envvar="DATACRUMBS_JOB_UID",
+    show_envvar=True,
     help="The job's user: a probe file made for anybody else is refused.",
 )
 def main(
@@ -43,6 +45,9 @@ def main(
       datacrumbs probes.json.gz my-run
       systemctl start datacrumbs@my-run
     """
+    from datacrumbs.tracer import signals
+
+    signals.hold()
     from datacrumbs.tracer.daemon import run_daemon
 
     run = check_run_id(run_id) if run_id else default_run_id()

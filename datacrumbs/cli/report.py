@@ -57,7 +57,8 @@ def main(trace: Path, output: str, html: Path | None, top: int | None) -> None:
     may be still growing: then the report is of what has happened so far.
 
     Time in I/O counts nested calls of a thread once and leaves out waiting (poll, select,
-    epoll). Files are the first by time and the first by bytes.
+    epoll). Files are the first by time and the first by bytes. Calls of layers in profile mode
+    have no files, access sizes and threads; the report says so.
 
     The page that --html writes shows when and by which process data moved, time by layer, sizes
     and latencies, and the slowest calls with what datacrumbs_explain says of them.

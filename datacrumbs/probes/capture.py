@@ -237,6 +237,8 @@ class _Checker:
             self._check_from(self.probe.from_)
         if self.probe.min_duration is not None:
             self._check_duration(self.probe.min_duration)
+        for at, name in enumerate(self.probe.functions or []):
+            self._check_c_name(name, f"functions[{at}]")
         for at, rule in enumerate(self.probe.arguments or []):
             self._check_argument(rule, f"arguments[{at}]")
 
@@ -292,6 +294,12 @@ class _Checker:
         except BadInputError as error:
             where = self.where("min_duration")
             raise BadInputError(f"{where}: {error.message}", hint=error.hint) from error
+
+    def _check_c_name(self, name: str, key: str) -> None:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise BadInputError(
+                f"{self.where(key)}: {name!r}: not a name in C", hint="use A-Z a-z 0-9 and _"
+            )
 
     def _check_argument(self, rule: ArgumentRule, key: str) -> None:
         self._check_regex(f"{key}.function", rule.function)

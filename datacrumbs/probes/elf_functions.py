@@ -24,6 +24,7 @@ SYMBOL_TABLES = (2, 11)  # SHT_SYMTAB, SHT_DYNSYM
 STRING_TABLE = 3  # SHT_STRTAB
 FUNCTION_TYPES = (2, 10)  # STT_FUNC, STT_GNU_IFUNC
 TABLE_BYTES_MAX = 256 << 20
+NAME_BYTES_MAX = 4096
 
 UNSAFE = (
     (
@@ -138,8 +139,9 @@ def _function_symbols(fd: int, layout: Layout) -> Iterator[tuple[int, bytes]]:
             else:
                 name, address, _, info, _, section = fields
             if info & 15 in FUNCTION_TYPES and section != 0:
-                end = strings.find(b"\0", name)
-                yield address, strings[name : end if end >= 0 else name]
+                # no longer ones: many symbols may share the end of one endless name
+                end = strings.find(b"\0", name, name + NAME_BYTES_MAX)
+                yield address, strings[name : max(end, name)]
 
 
 def _table(fd: int, offset: int, size: int) -> bytes:

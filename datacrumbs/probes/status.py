@@ -115,7 +115,8 @@ def refusals(probes: model.ProbeList, skipped: Iterable[tuple[str, str, str]]) -
         if isinstance(layer, model.KernelLayer | model.UserLayer | model.UsdtLayer)
         for target, uid in [_counts_for(layer, probes.uid)]
         for function in layer.functions
-        if (reason := reasons.get((layer.name, function.name), "")) and is_lasting(reason)
+        for name in dict.fromkeys((function.name, _name_and_offset(function)[0]))
+        if (reason := reasons.get((layer.name, name), "")) and is_lasting(reason)
     ]
 
 

@@ -19,6 +19,9 @@ from datacrumbs.probes.elf_identity import Layout, NotElfError, Segment, read_at
 PT_LOAD = 1
 PT_GNU_EH_FRAME = 0x6474E550
 FRAMES_BYTES_MAX = 256 << 20
+ENTRIES_MAX = 1 << 21
+ENTRY_BYTES_MAX = 1 << 12
+"""What is read of one entry: the rest of it cannot matter for its beginning."""
 
 _HEADER = b"\x01\x1b\x03\x3b"
 """Version 1, pcrel|sdata4, udata4, datarel|sdata4: the one encoding that linkers write."""
@@ -45,23 +48,23 @@ def _entries(fd: int, layout: Layout, segment: Segment) -> Iterator[tuple[int, b
     if head[:4] != _HEADER:
         return
     frames_at, count = struct.unpack(layout.order + "iI", head[4:])
-    size = count * 8
-    if 12 + size > segment.file_size or size > FRAMES_BYTES_MAX:
+    if count > ENTRIES_MAX or 12 + count * 8 > segment.file_size:
         return
-    frames = _frames(fd, layout, segment.address + 4 + frames_at)
-    if frames is None:
-        return
-    pairs = read_at(fd, segment.offset + 12, size) if size else b""
-    for first, entry in struct.iter_unpack(layout.order + "ii", pairs):
-        yield segment.address + first, frames.is_function(segment.address + entry)
+    table = read_at(fd, segment.offset + 12, count * 8) if count else b""
+    pairs = list(struct.iter_unpack(layout.order + "ii", table))
+    end = max((entry for _, entry in pairs), default=0) + ENTRY_BYTES_MAX
+    frames = _frames(fd, layout, segment.address + 4 + frames_at, segment.address + end)
+    if frames is not None:
+        for first, entry in pairs:
+            yield segment.address + first, frames.is_function(segment.address + entry)
 
 
-def _frames(fd: int, layout: Layout, address: int) -> _Frames | None:
-    """`.eh_frame`, which begins at ``address`` and ends at the latest with its segment."""
+def _frames(fd: int, layout: Layout, address: int, end: int) -> _Frames | None:
+    """`.eh_frame` from ``address`` to ``end``, or to the end of its segment."""
     for segment in layout.segments:
         if segment.kind == PT_LOAD and 0 <= address - segment.address < segment.file_size:
             skipped = address - segment.address
-            size = min(segment.file_size - skipped, FRAMES_BYTES_MAX)
+            size = min(segment.file_size - skipped, max(end - address, 0), FRAMES_BYTES_MAX)
             return _Frames(read_at(fd, segment.offset + skipped, size), address, layout.order)
     return None
 
@@ -89,7 +92,7 @@ class _Frames:
             if pointer_size is None:
                 return False
             extra, begin = self._uleb(at + 8 + 2 * pointer_size)
-            return self._keeps_state(begin + extra, at + 4 + length)
+            return self._keeps_state(begin + extra, at + min(4 + length, ENTRY_BYTES_MAX))
         except (IndexError, struct.error, NotElfError):
             return False
 

@@ -129,12 +129,14 @@ def numbers_of(explained: Explained) -> str:
 
 
 def _unfinished(explained: Explained) -> str:
+    text = (
+        f"{human_count(explained.unfinished)} calls did not return, "
+        f"{human_ns(explained.unfinished_ns)} in all: not in what follows."
+    )
     where = [f"{s.name} on {human_count(s.threads)}" for s in explained.stuck_in[:4]]
     more = ", ..." * (len(explained.stuck_in) > 4)
-    return (
-        f"{human_count(explained.unfinished)} calls had not returned, after "
-        f"{human_ns(explained.unfinished_ns)} in all: not in what follows. Innermost, by threads: "
-        f"{', '.join(where)}{more}."
+    return text + f" Threads still in them, by innermost call: {', '.join(where)}{more}." * bool(
+        where
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from datacrumbs.analysis.causes import MEANING, Cause
 from datacrumbs.analysis.explanation import Explained, Finding, Group, Variation
 from datacrumbs.units import human_bytes, human_count, human_ns, human_share
@@ -11,30 +13,7 @@ _EVER = 0.999
 
 def sentence(finding: Finding) -> str:
     """``finding`` as one or two sentences for people."""
-    match finding.kind:
-        case "inside":
-            return _inside(finding)
-        case "own":
-            return (
-                f"{_of_the_difference(finding)} is time in {finding.name} itself, in none of the "
-                f"calls traced inside it: {_times(finding)}. Tracing the layers below it would "
-                "tell more."
-            )
-        case "later":
-            return (
-                f"Meanwhile the kernel worked on the same file: {finding.name} "
-                f"({finding.layer}) went on for {human_ns(finding.slow_ns)} of a slow call and "
-                f"{human_ns(finding.fast_ns)} of a fast one, beside {_occurrence(finding)}."
-            )
-        case "size":
-            return (
-                f"Slow calls are {finding.name}: {human_bytes(finding.slow_bytes)} or more in the "
-                f"middle one, against {human_bytes(finding.fast_bytes)} of the fast ones."
-            )
-        case "trait":
-            return f"{_TRAITS[finding.name]}: {_both(finding)}."
-        case _:
-            return f"{_PLACES[finding.kind]} {finding.name}: {_both(finding)}."
+    return _BY_KIND[finding.kind](finding)
 
 
 def split_sentence(explained: Explained, variation: Variation) -> str:
@@ -79,6 +58,15 @@ def _inside(finding: Finding) -> str:
     return f"{text}; it occurs in {_occurrence(finding)}{_counts(finding)}."
 
 
+def _mark(finding: Finding) -> str:
+    meaning = MEANING[Cause(finding.cause)]
+    way = f", in {' > '.join(finding.via)}" if finding.via else ""
+    return (
+        f"Slow calls show {meaning}. {finding.name} ({finding.layer}){way} occurs in "
+        f"{_occurrence(finding)}{_counts(finding)}."
+    )
+
+
 def _of_the_difference(finding: Finding) -> str:
     return f"{human_share(min(finding.share, 1.0))} of the difference"
 
@@ -114,3 +102,44 @@ def _both(finding: Finding) -> str:
 def _lengths(group: Group) -> str:
     ends = [human_ns(group.from_ns), human_ns(group.to_ns)]
     return ends[0] if ends[0] == ends[1] else f"{' to '.join(ends)}, mean {human_ns(group.mean_ns)}"
+
+
+def _own(finding: Finding) -> str:
+    return (
+        f"{_of_the_difference(finding)} is time in {finding.name} itself, in none of the calls "
+        f"traced inside it: {_times(finding)}. Tracing the layers below it would tell more."
+    )
+
+
+def _later(finding: Finding) -> str:
+    return (
+        f"Meanwhile the kernel worked on the same file: {finding.name} ({finding.layer}) went on "
+        f"for {human_ns(finding.slow_ns)} of a slow call and {human_ns(finding.fast_ns)} of a "
+        f"fast one, beside {_occurrence(finding)}."
+    )
+
+
+def _size(finding: Finding) -> str:
+    return (
+        f"Slow calls are {finding.name}: {human_bytes(finding.slow_bytes)} or more in the middle "
+        f"one, against {human_bytes(finding.fast_bytes)} of the fast ones."
+    )
+
+
+def _trait(finding: Finding) -> str:
+    return f"{_TRAITS[finding.name]}: {_both(finding)}."
+
+
+def _place(finding: Finding) -> str:
+    return f"{_PLACES[finding.kind]} {finding.name}: {_both(finding)}."
+
+
+_BY_KIND: dict[str, Callable[[Finding], str]] = {
+    "inside": _inside,
+    "mark": _mark,
+    "own": _own,
+    "later": _later,
+    "size": _size,
+    "trait": _trait,
+    **dict.fromkeys(_PLACES, _place),
+}

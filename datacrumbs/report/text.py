@@ -119,10 +119,11 @@ def honesty(summary: Summary) -> Iterator[Text]:
 
 def _losses(summary: Summary) -> Iterator[Text]:
     by = summary.lost_by
-    full_profile = f"{human_count(by.profile)} in a full profile, " * bool(by.profile)
+    others = f"{human_count(by.profile)} in a full profile, " * bool(by.profile)
+    others += f"{human_count(by.missed)} missed by the kernel, " * bool(by.missed)
     if summary.lost:
         yield Text(
-            f"Lost: {human_count(by.ring)} in a full ring, {full_profile}"
+            f"Lost: {human_count(by.ring)} in a full ring, {others}"
             f"{human_count(by.disk)} to a full disk. "
             "Counts, times and bytes below are too low by what was lost.",
             "red",

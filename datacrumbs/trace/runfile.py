@@ -58,12 +58,13 @@ class Counts(Struct, frozen=True, kw_only=True):
 
 
 class LostBy(Struct, frozen=True, kw_only=True):
-    """Where it was lost: events in a full ring, calls in a full profile, either on a full disk;
-    strings (paths, names).
+    """Where it was lost: events in a full ring, calls in a full profile, calls at which the
+    kernel did not run our program, either on a full disk; strings (paths, names).
     """
 
     ring: int = 0
     profile: int = 0
+    missed: int = 0
     strings: int = 0
     disk: int = 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,9 +11,17 @@ from pathlib import Path
 
 from datacrumbs.config import SystemConfig
 from datacrumbs.errors import UserError
-from datacrumbs.probes.model import CustomLayer, ProbeList, SyscallLayer, UsdtLayer, UserLayer
+from datacrumbs.probes.model import (
+    CustomLayer,
+    KernelLayer,
+    ProbeList,
+    SyscallLayer,
+    UsdtLayer,
+    UserLayer,
+)
 from datacrumbs.tracer import arguments, layout, usdt
 from datacrumbs.tracer.custom import Custom, attach_custom, plan_custom
+from datacrumbs.tracer.kernel_functions import attach_kernel, prepare_kernel
 from datacrumbs.tracer.libbpf import OBJECT_PATH, Object
 from datacrumbs.tracer.plan import Plan
 from datacrumbs.tracer.system_calls import attach_syscalls, plan_syscalls
@@ -77,6 +86,13 @@ def possible_cpus() -> int:
     return int(text.strip().replace(",", "-").split("-")[-1]) + 1
 
 
+def tell_host(constants: layout.Config, config: SystemConfig) -> None:
+    """What the programs need to know of this host."""
+    constants.ns_inum = Path("/proc/self/ns/pid").stat().st_ino
+    constants.cpus_per_ring = config.ring.cpus_per_ring
+    constants.page_shift = mmap.PAGESIZE.bit_length() - 1
+
+
 def attach(
     probes: ProbeList,
     *,
@@ -90,12 +106,10 @@ def attach(
     constants = bpf.memory(".rodata.config", layout.Config)
     if constants.layout != layout.LAYOUT:
         raise UserError(f"{OBJECT_PATH}: layout {constants.layout}", hint="reinstall datacrumbs")
-    constants.run_id = run_id.encode()
-    constants.uid = probes.uid
+    constants.run_id, constants.uid = run_id.encode(), probes.uid
     if job:
         constants.job_cgroup, constants.job_name = job.id, job.name.encode()
-    constants.ns_inum = Path("/proc/self/ns/pid").stat().st_ino
-    constants.cpus_per_ring = config.ring.cpus_per_ring
+    tell_host(constants, config)
     plan = Plan(probes, constants)
     users: list[tuple[UserLayer, list[Numbered]]] = []
     points: list[usdt.Opened] = []
@@ -110,8 +124,9 @@ def attach(
             points += [opened] if opened else []
         elif isinstance(layer, CustomLayer):
             programs.append((layer, plan_custom(layer, plan)))
-        else:
+        elif not isinstance(layer, KernelLayer):
             plan.skipped.append((layer.name, "all", "this version cannot attach such a layer"))
+    kernel = prepare_kernel(bpf, plan)
     rings, ring_bytes = ring_sizes(config, possible_cpus())
     bpf.set_entries("rings", rings)
     bpf.set_entries("strings", power_of_two(config.ring.strings_bytes))
@@ -129,6 +144,7 @@ def attach(
     for layer, functions in users:
         attach_user(bpf, layer, functions, plan, mechanism)
     usdt.attach_usdt(bpf, points, plan, mechanism)
+    attach_kernel(bpf, kernel, plan)
     custom = attach_custom(programs, plan, allowed=config.policy.custom, log=log)
     if not any(count for *_, count in plan.mechanisms):
         raise UserError("no probe of the probe file can be attached on this host")

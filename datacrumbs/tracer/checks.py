@@ -20,9 +20,11 @@ from pathlib import Path
 
 from datacrumbs.config import SystemConfig, config_paths, load_system_config
 from datacrumbs.errors import UserError
+from datacrumbs.probes.model import FORMAT, KernelFunction, KernelLayer, Layer, ProbeList
 from datacrumbs.run import host_name
-from datacrumbs.tracer import attach, layout, usdt
+from datacrumbs.tracer import attach, kernel_functions, layout, usdt
 from datacrumbs.tracer.libbpf import OBJECT_PATH, Object
+from datacrumbs.tracer.plan import Plan
 from datacrumbs.tracer.user_functions import (
     CLIENT_FUNCTION,
     Attacher,
@@ -218,7 +220,10 @@ def _mib(size_bytes: int) -> str:
 
 # --- the kernel, by trying ------------------------------------------------------------------
 
-MECHANISMS = ("BPF programs", "rings", "tracepoints", "task iterators", "uprobes", "uprobe links")
+MECHANISMS = (
+    *("BPF programs", "rings", "tracepoints", "task iterators", "uprobes", "uprobe links"),
+    "kernel functions",
+)
 
 
 def mechanisms(config: SystemConfig) -> list[Check]:
@@ -253,6 +258,49 @@ def _tried(bpf: Object, config: SystemConfig, words: list[str]) -> Iterator[Chec
     yield _trial("tracepoints", lambda: _attach_all(bpf), "tp_btf: " + ", ".join(PROGRAMS))
     yield _trial("task iterators", lambda: _iterate(bpf), ", ".join(ITERATORS))
     yield from _try_uprobes(bpf, config.client_library_path(), mechanism)
+    yield _try_kernel_functions()
+
+
+def _try_kernel_functions() -> Check:
+    """A function and tracepoints of the block layer, by the best that this kernel has."""
+    name, tried = "kernel functions", [kernel_functions.TRIAL_FUNCTION, "block:block_rq"]
+    layer = KernelLayer(name="trial", functions=[KernelFunction(name=one) for one in tried])
+    bpf = Object(OBJECT_PATH, log=lambda _: None)
+    constants = bpf.memory(".rodata.config", layout.Config)
+    constants.uid, constants.cpus_per_ring = NOBODY_UID, layout.MAX_CPUS
+    bpf.set_entries("strings", 1 << 16)
+    try:
+        plan = Plan(_nobodys([layer]), constants)
+        probes = kernel_functions.plan_kernel([layer], plan)
+        kernel_functions.leave_out(bpf, probes)
+        bpf.only(*probes.programs())
+        bpf.load()
+        kernel_functions.attach_kernel(bpf, probes, plan)
+    except UserError as error:
+        return _from_error(name, error, "see the kernel's log: dmesg | grep -i bpf")
+    finally:
+        bpf.detach()
+    if probes.mechanism is kernel_functions.Mechanism.NONE:
+        found = "no probes on functions in this kernel: tracepoints stand in where there are any"
+        return Check(name, True, found)
+    failed = [f"{what}: {why}" for _, what, why in plan.skipped]
+    if failed:
+        return Check(name, False, "; ".join(failed), "see the kernel's log: dmesg | grep -i probe")
+    return Check(name, True, f"{probes.mechanism}; tracepoints: raw_tp")
+
+
+def _nobodys(layers: list[Layer]) -> ProbeList:
+    return ProbeList(
+        format=FORMAT,
+        uid=NOBODY_UID,
+        user="nobody",
+        created=0,
+        expires=0,
+        host=host_name(),
+        cluster="",
+        machine=platform.machine(),
+        layers=layers,
+    )
 
 
 def _load(bpf: Object, config: SystemConfig) -> Mechanism:
@@ -263,6 +311,7 @@ def _load(bpf: Object, config: SystemConfig) -> Mechanism:
             f"{OBJECT_PATH}: layout {constants.layout}, not {layout.LAYOUT}",
             hint="reinstall datacrumbs",
         )
+    kernel_functions.leave_out(bpf, kernel_functions.KernelProbes())
     constants.uid = NOBODY_UID
     constants.cpus_per_ring = config.ring.cpus_per_ring
     bpf.set_entries("rings", attach.ring_sizes(config, attach.possible_cpus())[0])

@@ -28,9 +28,9 @@ from datacrumbs.runlog import Log
 from datacrumbs.signing.keys import load_public_keys
 from datacrumbs.trace.rundir import create_run_directory
 from datacrumbs.trace.runfile import ProbeFileFacts, write_run_info
-from datacrumbs.tracer import layout, privileges
+from datacrumbs.tracer import layout, privileges, signals
 from datacrumbs.tracer.attach import Attached, JobCgroup, attach, check_profiles
-from datacrumbs.tracer.recorder import WAKE, Recorder, Run, first_run_info
+from datacrumbs.tracer.recorder import Recorder, Run, first_run_info
 
 READY = "ready"
 STANDARD_ERROR = 2
@@ -51,7 +51,7 @@ def run_daemon(
     """
     if os.geteuid() != 0:
         raise UserError("needs root", hint="start datacrumbs@<run-id>.service, or use sudo")
-    signal.pthread_sigmask(signal.SIG_BLOCK, WAKE)
+    signals.hold()
     _open_standard_streams()
     try:
         return _run(probe_path, run_id, config, uid, cgroup)
@@ -216,10 +216,10 @@ def _watch(child: int, child_fd: int, read_fd: int, ready: Path, log: Log) -> No
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(child_fd, number)
 
-    for number in WAKE:
+    for number in signals.WAKE:
         # an interactive Ctrl-C reaches both; the child's own copy is the same request
         signal.signal(number, pass_on)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, WAKE)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.WAKE)
     with open(read_fd, encoding="utf-8") as words:
         for line in words:
             word = line.rstrip("\n")

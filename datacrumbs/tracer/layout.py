@@ -6,10 +6,12 @@ import ctypes
 import struct
 from enum import IntEnum
 
-LAYOUT = 4
+LAYOUT = 5
 SYSCALLS = 512
 FUNCTIONS = 65536
 LAYERS = 256
+POINTS = 64
+POINT_ARGUMENTS = 8
 MAX_CPUS = 1024
 RUN_ID_BYTES = 64
 JOB_NAME_BYTES = 64
@@ -47,7 +49,70 @@ class Function(ctypes.Structure):
         ("select", ctypes.c_uint8),
         ("layer", ctypes.c_uint8),
         ("bits", ctypes.c_uint8),
-        ("unused", ctypes.c_uint8 * 5),
+        ("kind", ctypes.c_uint8),
+        ("object", ctypes.c_int8),
+        ("offset", ctypes.c_int8),
+        ("size", ctypes.c_int8),
+        ("how", ctypes.c_uint8),
+        ("returns", ctypes.c_uint8),
+        ("unused", ctypes.c_uint8),
+        ("embedded", ctypes.c_uint16),
+    )
+
+
+class Subject(IntEnum):
+    """What argument ``object`` of a kernel function is (``DC_OF_...``)."""
+
+    NONE = 0
+    FILE = 1
+    KIOCB = 2
+    INODE = 3
+    DENTRY = 4
+    PATH = 5
+    FOLIO = 6
+    PAGE = 7
+    MAPPING = 8
+    FAULT = 9
+    READAHEAD = 10
+    BIO = 11
+    REQUEST = 12
+    JOURNAL = 13
+
+
+OFFSET_POINTER, SIZE_ITER, OFFSET_PAGES, SIZE_32, KEEPS = 1, 2, 4, 8, 16
+"""``how`` of a function: what its arguments ``offset`` and ``size`` are."""
+
+
+class Returns(IntEnum):
+    """What a kernel function returns (``DC_RETURNS_...``)."""
+
+    LONG = 0
+    NOTHING = 1
+    INT = 2
+    UINT = 3
+    BYTE = 4
+
+
+class Part(IntEnum):
+    """What a tracepoint is to its function."""
+
+    SINGLE = 1
+    ENTER = 2
+    LEAVE = 3
+    ISSUE = 4
+    DONE = 5
+
+
+class Point(ctypes.Structure):
+    """struct dc_point: one tracepoint."""
+
+    _fields_ = (
+        ("func", ctypes.c_uint16),
+        ("part", ctypes.c_uint8),
+        ("arguments", ctypes.c_uint8),
+        ("result", ctypes.c_int8),
+        ("unused", ctypes.c_uint8 * 3),
+        ("roles", Function),
     )
 
 
@@ -79,6 +144,7 @@ class Config(ctypes.Structure):
         ("calls", Call * SYSCALLS),
         ("functions", Function * FUNCTIONS),
         ("layers", Layer * LAYERS),
+        ("points", Point * POINTS),
         ("rules", Rule * RULES),
         ("includes", ctypes.c_uint32),
         ("rules_used", ctypes.c_uint32),
@@ -89,6 +155,8 @@ class Config(ctypes.Structure):
         ("ns_inum", ctypes.c_uint32),
         ("cpus_per_ring", ctypes.c_uint32),
         ("layout", ctypes.c_uint32),
+        ("page_shift", ctypes.c_uint32),
+        ("unused", ctypes.c_uint32),
     )
 
 

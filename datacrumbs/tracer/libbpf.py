@@ -7,7 +7,8 @@ import ctypes.util
 import errno
 import mmap
 import os
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -18,8 +19,12 @@ OBJECT_PATH = Path(__file__).with_name("datacrumbs.bpf.o")
 PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_RINGBUF = 1, 27
 BPF_LINK_CREATE = 28
+BPF_PROG_TYPE_KPROBE = 2
+KPROBE_TYPE = Path("/sys/bus/event_source/devices/kprobe/type")
+PERF_ATTR_BYTES = 112  # PERF_ATTR_SIZE_VER5
 DETACHING_THREADS = 32
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}
+_SYS_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
 
 
 class UprobeOptions(ctypes.Structure):
@@ -35,6 +40,43 @@ class UprobeOptions(ctypes.Structure):
 
 
 UPROBE_MULTI, UPROBE_SESSION = 48, 57  # enum bpf_attach_type; libbpf 1.1 has no names for them
+
+
+class ProgramOptions(ctypes.Structure):
+    """struct bpf_prog_load_opts, as far as it is used."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("attempts", ctypes.c_int),
+        ("expected_attach_type", ctypes.c_uint32),
+    )
+
+
+class KprobeOptions(ctypes.Structure):
+    """struct bpf_kprobe_opts."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("bpf_cookie", ctypes.c_uint64),
+        ("offset", ctypes.c_size_t),
+        ("retprobe", ctypes.c_bool),
+    )
+
+
+class KprobeMulti(ctypes.Structure):
+    """union bpf_attr for BPF_LINK_CREATE of a kprobe.multi link (include/uapi/linux/bpf.h)."""
+
+    _fields_ = (
+        ("prog_fd", ctypes.c_uint32),
+        ("target_fd", ctypes.c_uint32),
+        ("attach_type", ctypes.c_uint32),
+        ("link_flags", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("cnt", ctypes.c_uint32),
+        ("syms", ctypes.c_uint64),
+        ("addrs", ctypes.c_uint64),
+        ("cookies", ctypes.c_uint64),
+    )
 
 
 class UprobeMulti(ctypes.Structure):
@@ -66,14 +108,53 @@ def _load() -> ctypes.CDLL:
         "bpf_object__find_map_by_name",
         "bpf_object__find_program_by_name",
         "bpf_object__next_program",
+        "bpf_object__next_map",
         "bpf_map__initial_value",
         "bpf_program__attach",
         "bpf_program__attach_uprobe_opts",
+        "bpf_program__attach_kprobe_opts",
+        "bpf_program__attach_raw_tracepoint",
         "bpf_program__attach_iter",
     )
     for name in pointers:
         getattr(library, name).restype = ctypes.c_void_p
     return library
+
+
+def _link_uprobes(library: Any, attr: UprobeMulti, path: Path, offsets: list[int]) -> int:
+    """A link of uprobes with what else ``attr`` says; a descriptor or -errno."""
+    path_bytes = ctypes.c_char_p(os.fsencode(path))
+    offset_array = (ctypes.c_ulong * len(offsets))(*offsets)
+    attr.path = ctypes.cast(path_bytes, ctypes.c_void_p).value or 0
+    attr.offsets, attr.cnt = ctypes.addressof(offset_array), len(offsets)
+    return link_create(library, attr)
+
+
+def takes_links(kind: int) -> bool:
+    """Has this kernel uprobe links of ``kind``, `UPROBE_MULTI` or `UPROBE_SESSION`?
+
+    Tried with the smallest of programs and a path that leads nowhere: a kernel that knows such
+    links says so (ENOENT), any other that it does not know them (EINVAL). Nothing is attached.
+    """
+    library = _load()
+    program = _trial_program(library, kind)
+    if program < 0:
+        return False
+    attr = UprobeMulti(prog_fd=program, attach_type=kind)
+    link = _link_uprobes(library, attr, Path("/proc/self/fd/nowhere"), [0])
+    os.close(program)
+    return link == -errno.ENOENT
+
+
+def _trial_program(library: ctypes.CDLL, kind: int) -> int:
+    """A program that does nothing, for links of ``kind``; its descriptor or -errno."""
+    instructions = (ctypes.c_uint64 * 2)(0xB7, 0x95)  # r0 = 0; exit
+    options = ProgramOptions(sz=ctypes.sizeof(ProgramOptions), expected_attach_type=kind)
+    return int(
+        library.bpf_prog_load(
+            BPF_PROG_TYPE_KPROBE, b"dc_trial", b"GPL", instructions, 2, ctypes.byref(options)
+        )
+    )
 
 
 def _at_once(action: Callable[[Any], object], objects: list[Any]) -> None:
@@ -94,6 +175,81 @@ def _at_once(action: Callable[[Any], object], objects: list[Any]) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def _recursion_misses(fd: int) -> int:
+    for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "recursion_misses":
+            return int(value)
+    return 0
+
+
+def link_create(library: ctypes.CDLL, attr: ctypes.Structure) -> int:
+    """BPF_LINK_CREATE for what libbpf 1.1 has no function for; a descriptor or -errno."""
+    number = _SYS_BPF[os.uname().machine]
+    fd = library.syscall(number, BPF_LINK_CREATE, ctypes.byref(attr), ctypes.sizeof(attr))
+    return -ctypes.get_errno() if fd < 0 else int(fd)
+
+
+def kprobe_link(
+    library: ctypes.CDLL,
+    program: int,
+    functions: list[str],
+    cookies: list[int],
+    *,
+    kind: int,
+    flags: int,
+) -> int:
+    """A kprobe.multi or kprobe.session link; a descriptor or -errno."""
+    count = len(functions)
+    names = (ctypes.c_char_p * count)(*(function.encode() for function in functions))
+    cookie_array = (ctypes.c_uint64 * count)(*cookies)
+    attr = KprobeMulti(
+        prog_fd=program,
+        attach_type=kind,
+        flags=flags,
+        cnt=count,
+        syms=ctypes.addressof(names),
+        cookies=ctypes.addressof(cookie_array),
+    )
+    return link_create(library, attr)
+
+
+def try_kprobe_link(function: str, *, kind: int) -> int:
+    """Attach a program that does nothing, in a kprobe.multi or session link, and detach it.
+
+    Returns 0 or an errno. In microseconds: no object file, no types.
+    """
+    library = _load()
+    program = _trial_program(library, kind)
+    if program < 0:
+        return -program
+    fd = kprobe_link(library, program, [function], [0], kind=kind, flags=0)
+    os.close(program)
+    if fd < 0:
+        return -fd
+    os.close(fd)
+    return 0
+
+
+def try_kprobe(function: str) -> int:
+    """Make a perf kprobe on a kernel function and remove it; returns 0 or an errno."""
+    try:
+        kind = int(KPROBE_TYPE.read_text())
+    except OSError as error:
+        return error.errno or errno.ENOENT
+    name = ctypes.create_string_buffer(function.encode())
+    attr = bytearray(PERF_ATTR_BYTES)
+    struct.pack_into("=II", attr, 0, kind, PERF_ATTR_BYTES)
+    struct.pack_into("=Q", attr, 56, ctypes.addressof(name))  # kprobe_func
+    buffer = (ctypes.c_char * PERF_ATTR_BYTES).from_buffer(attr)
+    number = _SYS_PERF_EVENT_OPEN[os.uname().machine]
+    fd = _load().syscall(number, buffer, -1, 0, -1, ctypes.c_ulong(8))  # PERF_FLAG_FD_CLOEXEC
+    if fd < 0:
+        return ctypes.get_errno()
+    os.close(fd)
+    return 0
 
 
 class Object:
@@ -157,6 +313,18 @@ class Object:
         """The program called ``name``."""
         handle = self._c.bpf_object__find_program_by_name(self._handle, name.encode())
         return ctypes.c_void_p(handle)
+
+    def without_maps(self, *names: str) -> None:
+        """Do not make these maps, which no program uses that is loaded; all, if none is named."""
+        maps = [self.map(name) for name in names] or list(self._all_maps())
+        for one in maps:
+            self._c.bpf_map__set_autocreate(one, ctypes.c_bool(False))
+
+    def _all_maps(self) -> Iterator[ctypes.c_void_p]:
+        one = self._c.bpf_object__next_map(self._handle, None)
+        while one:
+            yield ctypes.c_void_p(one)
+            one = self._c.bpf_object__next_map(self._handle, ctypes.c_void_p(one))
 
     def set_expected_attach_type(self, name: str, kind: int) -> None:
         """Attach type of a program, before `load`."""
@@ -238,26 +406,54 @@ class Object:
         ``kind`` is `UPROBE_MULTI` or `UPROBE_SESSION`, for which the program was loaded.
         """
         count = len(offsets)
-        path_bytes = ctypes.c_char_p(os.fsencode(path))
-        offset_array = (ctypes.c_ulong * count)(*offsets)
         semaphore_array = (ctypes.c_ulong * count)(*semaphores or [])
         cookie_array = (ctypes.c_uint64 * count)(*cookies)
-        attr = UprobeMulti(
-            prog_fd=self._c.bpf_program__fd(self.program(name)),
-            attach_type=kind,
-            path=ctypes.cast(path_bytes, ctypes.c_void_p).value or 0,
-            offsets=ctypes.addressof(offset_array),
-            ref_ctr_offsets=ctypes.addressof(semaphore_array) if semaphores else 0,
-            cookies=ctypes.addressof(cookie_array),
-            cnt=count,
-            flags=flags,
+        fd = _link_uprobes(
+            self._c,
+            UprobeMulti(
+                prog_fd=self._c.bpf_program__fd(self.program(name)),
+                attach_type=kind,
+                ref_ctr_offsets=ctypes.addressof(semaphore_array) if semaphores else 0,
+                cookies=ctypes.addressof(cookie_array),
+                flags=flags,
+            ),
+            path,
+            offsets,
         )
-        fd = self._c.syscall(
-            _SYS_BPF[os.uname().machine], BPF_LINK_CREATE, ctypes.byref(attr), ctypes.sizeof(attr)
-        )
+        return self._link(fd)
+
+    def _link(self, fd: int) -> int:
         if fd < 0:
-            return ctypes.get_errno()
+            return -fd
         self._fds.append(fd)
+        return 0
+
+    def attach_kprobe(
+        self, name: str, function: str, *, cookie: int = 0, retprobe: bool = False
+    ) -> int:
+        """A perf kprobe on a kernel function; returns 0 or an errno."""
+        options = KprobeOptions(ctypes.sizeof(KprobeOptions), cookie, 0, retprobe)
+        link = self._c.bpf_program__attach_kprobe_opts(
+            self.program(name), function.encode(), ctypes.byref(options)
+        )
+        return self._keep(link)
+
+    def attach_kprobes(
+        self, name: str, functions: list[str], cookies: list[int], *, kind: int, flags: int
+    ) -> int:
+        """One kprobe.multi or kprobe.session link for many; 0 or an errno (nothing attached)."""
+        program = int(self._c.bpf_program__fd(self.program(name)))
+        return self._link(kprobe_link(self._c, program, functions, cookies, kind=kind, flags=flags))
+
+    def attach_point(self, name: str, event: str) -> int:
+        """A raw tracepoint; returns 0 or an errno."""
+        link = self._c.bpf_program__attach_raw_tracepoint(self.program(name), event.encode())
+        return self._keep(link)
+
+    def _keep(self, link: int | None) -> int:
+        if not link:
+            return ctypes.get_errno()
+        self._links.append(ctypes.c_void_p(link))
         return 0
 
     def attached(self) -> tuple[int, int]:
@@ -320,6 +516,21 @@ class Object:
         if code:
             raise UserError(f"cannot empty a map: {os.strerror(-code)}")
         return count.value, after
+
+    def missed(self) -> int:
+        """How often the kernel did not run a program of this object where it was attached.
+
+        It runs a program once at a time on a CPU. Where programs can be preempted (at system
+        calls: Linux 7), other threads' calls on that CPU pass by unseen until it is done.
+        """
+        total = 0
+        program = self._c.bpf_object__next_program(self._handle, None)
+        while program:
+            fd = self._c.bpf_program__fd(ctypes.c_void_p(program))
+            if fd >= 0:
+                total += _recursion_misses(fd)
+            program = self._c.bpf_object__next_program(self._handle, ctypes.c_void_p(program))
+        return total
 
     def iterator(self, name: str) -> int:
         """A descriptor whose reading runs the iterator program ``name`` over all tasks."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import stat
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from datacrumbs.probes.model import Argument
@@ -87,7 +89,7 @@ class Names:
         fs = fstype.split(b"\0", 1)[0].decode(errors="replace")
         path = b"/".join(reversed(text.split(b"\0")[:-1]))
         kind = _KINDS.get(stat.S_IFMT(mode), "anon")
-        path, kind = _special(path, kind, fs, ino)
+        path, kind = _special(path, kind, fs, dev, ino)
         if what & CUT_SHORT:
             path = b".../" + path.lstrip(b"/")
         self._remember(file, path)
@@ -130,7 +132,16 @@ class Names:
         return [list(column) for column in zip(*rows, strict=True)]
 
 
-def _special(path: bytes, kind: str, fstype: str, ino: int) -> tuple[bytes, str]:
+def device_path(dev: int) -> bytes:
+    """A block device's path by its number, as the kernel names it; MAJOR:MINOR if it is gone."""
+    number = f"{dev >> 20}:{dev & 0xFFFFF}"
+    try:
+        return b"/dev/" + os.fsencode(Path("/sys/dev/block", number).readlink().name)
+    except OSError:
+        return f"/dev/block/{number}".encode()
+
+
+def _special(path: bytes, kind: str, fstype: str, dev: int, ino: int) -> tuple[bytes, str]:
     """Names as /proc/PID/fd shows them for what has no place in the file tree."""
     match fstype:
         case "sockfs":
@@ -139,6 +150,8 @@ def _special(path: bytes, kind: str, fstype: str, ino: int) -> tuple[bytes, str]
             return b"pipe:[%d]" % ino, "pipe"
         case "anon_inodefs":
             return b"anon_inode:" + posixpath.basename(path), "anon"
+        case "" if kind == "block" and not ino:
+            return device_path(dev), kind
         case _ if posixpath.basename(path).startswith(b"memfd:"):
             return b"/" + posixpath.basename(path), "memfd"
         case _:

@@ -42,7 +42,7 @@ from datacrumbs.probes.elf_identity import Segment, read_at, read_layout
 FUNCTION_BYTES_MAX = 64 << 10
 PROLOGUE_BYTES = 64
 SHORT_REACH = 130  # bytes from a short branch to where it leads, and its own length
-CODE_BYTES_MAX = 32 << 20
+CODE_BYTES_MAX = 16 << 20
 """Of files with more code, functions are not moved: it takes too long to look at all of it."""
 
 UNWINDERS = (b"__gxx_personality_v0", b"rust_eh_personality", b"_Unwind_RaiseException")

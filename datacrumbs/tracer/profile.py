@@ -28,11 +28,11 @@ Columns = dict[str, Any]
 
 
 class Profile:
-    """The two maps of one run."""
+    """The two maps of one run; the first interval begins at ``since_ns`` (CLOCK_MONOTONIC)."""
 
-    def __init__(self, bpf: Object, fds: list[int]) -> None:
+    def __init__(self, bpf: Object, fds: list[int], *, since_ns: int) -> None:
         self._bpf, self._fds = bpf, fds
-        self._start_ns = time.monotonic_ns()
+        self._start_ns = since_ns
         self._keys, self._sums = np.empty(BATCH, KEY), np.empty(BATCH, SUMS)
 
     def take(self) -> tuple[int, Columns]:

@@ -46,6 +46,7 @@ from datacrumbs.trace.schema import (
 from datacrumbs.tracer import layout
 from datacrumbs.tracer.attach import Attached, power_of_two, read_all
 from datacrumbs.tracer.custom import RING_BYTES
+from datacrumbs.tracer.signals import WAKE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +58,6 @@ FLUSH_S = 1.0
 TELL_S = 5.0
 """How often systemd gets a status line."""
 STATUS_S = 60.0
-WAKE = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
 
 
 @dataclass(slots=True)
@@ -136,7 +136,8 @@ class Recorder:
         self._writer = TraceWriter(directory, segment_events=run.config.segment.events)
         self._counters = attached.object.shared(".data.counters", layout.Counters * layout.MAX_CPUS)
         fds = attached.profile_fds
-        self._profile = Profile(attached.object, fds) if fds else None
+        since_ns = info.clocks[0].mono_ns
+        self._profile = Profile(attached.object, fds, since_ns=since_ns) if fds else None
         self._interval_s = run.config.profile.interval_s
         self._profiled = 0
         self._disk_lost = 0
@@ -169,7 +170,8 @@ class Recorder:
             if got:
                 self._say(self.status(self._logged))
             if now >= interval_at:
-                interval_at = max(interval_at + self._interval_s, now)
+                behind = now - interval_at > self._interval_s
+                interval_at = (now if behind else interval_at) + self._interval_s
                 self._take_profile()
             if now >= flush_at:
                 flush_at = now + FLUSH_S
@@ -221,6 +223,7 @@ class Recorder:
         lost_by = LostBy(
             ring=self._sum("lost") + sum(count[0] for count in self._custom_lost),
             profile=self._sum("lost_profile"),
+            missed=self._attached.object.missed(),
             strings=self._sum("lost_strings") + self._writer.rows_lost + self._names.over_limit,
             disk=self._disk_lost + self._writer.calls_lost,
         )
@@ -233,7 +236,7 @@ class Recorder:
         counts = Counts(
             events=self._writer.events,
             profiled=self._profiled - self._writer.calls_lost,
-            lost=lost_by.ring + lost_by.profile + lost_by.disk,
+            lost=lost_by.ring + lost_by.profile + lost_by.missed + lost_by.disk,
             filtered=sum(msgspec.structs.astuple(filtered_by)),
             unfinished=self._unfinished,
             bytes_written=self._writer.bytes_written,

@@ -82,7 +82,7 @@ def open_usdt(layer: UsdtLayer, plan: Plan) -> Opened | None:
         # each place sends what it has in the order of these
         wanted = [msgspec.structs.replace(a, index=i) for i, a in enumerate(point.arguments)]
         func = plan.add(layer, _name(point), "usdt", Op.OTHER, layer.binary, arguments=wanted)
-        kept[func] = point.arguments
+        kept[func] = point.arguments if func in plan.arguments else []
         numbered.append((func, point))
     try:
         fd = open_pinned(layer)

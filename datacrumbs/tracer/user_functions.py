@@ -9,7 +9,6 @@ for each). Functions that exceptions may pass have no return probe but probes at
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from datacrumbs.probes.model import UsdtLayer, UserFunction, UserLayer
 from datacrumbs.regular_file import open_regular
 from datacrumbs.trace.schema import Op
 from datacrumbs.tracer import layout
-from datacrumbs.tracer.libbpf import OBJECT_PATH, UPROBE_MULTI, UPROBE_SESSION, Object
+from datacrumbs.tracer.libbpf import UPROBE_MULTI, UPROBE_SESSION, Object, takes_links
 from datacrumbs.tracer.placement import Code, Exit
 from datacrumbs.tracer.plan import Plan
 
@@ -62,24 +61,9 @@ class Probe:
 
 def choose() -> Mechanism:
     """The best mechanism this kernel has, tried for real."""
-    if _takes("user_session", UPROBE_SESSION):
+    if takes_links(UPROBE_SESSION):
         return Mechanism.SESSION
-    return Mechanism.MULTI if _takes("user_enter", UPROBE_MULTI) else Mechanism.SINGLE
-
-
-def _takes(program: str, kind: int) -> bool:
-    trial = Object(OBJECT_PATH, log=lambda _: None)
-    trial.only(program)
-    trial.set_expected_attach_type(program, kind)
-    trial.set_entries("strings", 1 << 16)
-    try:
-        trial.load()
-        error = trial.attach_uprobes(program, Path("/proc/self/exe"), [0], [0], kind=kind)
-    except UserError:
-        return False
-    finally:
-        trial.detach()
-    return error != errno.EINVAL
+    return Mechanism.MULTI if takes_links(UPROBE_MULTI) else Mechanism.SINGLE
 
 
 def prepare(bpf: Object, mechanism: Mechanism | None) -> None:
@@ -120,7 +104,7 @@ def attach_user(
         plan.mechanisms.append((layer.name, "uprobe", "none", 0))
         return
     try:
-        probes, skipped = _place(Code(fd), functions)
+        probes, skipped = _place(Code(fd), functions, plan)
         # the file that was checked, whatever the name says by now
         failed = dict(Attacher(bpf, Path(f"/proc/self/fd/{fd}"), mechanism).attach(probes))
     except NotElfError as error:
@@ -149,7 +133,9 @@ def without_returns(mechanism: Mechanism) -> Mechanism:
     return Mechanism.MULTI if mechanism is Mechanism.SESSION else mechanism
 
 
-def _place(code: Code, functions: list[Numbered]) -> tuple[list[Probe], list[tuple[str, str]]]:
+def _place(
+    code: Code, functions: list[Numbered], plan: Plan
+) -> tuple[list[Probe], list[tuple[str, str]]]:
     """Where the probes go; the functions that have none, and why."""
     sound: dict[int, Numbered] = {}
     failed = []
@@ -161,7 +147,7 @@ def _place(code: Code, functions: list[Numbered]) -> tuple[list[Probe], list[tup
             failed.append((function.name, f"is {sound[function.offset][1].name} by another name"))
         else:
             sound[function.offset] = (func, function)
-    places = code.places((start, bool(f.arguments)) for start, (_, f) in sound.items())
+    places = code.places((start, func in plan.arguments) for start, (func, _) in sound.items())
     thrown = code.passed_by_exceptions()
     probes = []
     for start, (func, function) in sound.items():
@@ -170,7 +156,7 @@ def _place(code: Code, functions: list[Numbered]) -> tuple[list[Probe], list[tup
             failed.append((function.name, "exceptions may pass it, and its exits are not certain"))
         else:
             found = None if exits is None else tuple(exits)
-            keep = bool(function.arguments)
+            keep = func in plan.arguments
             probes.append(Probe(func, function.name, places[start], found, keep=keep))
     return probes, failed
 

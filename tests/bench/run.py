@@ -121,6 +121,8 @@ def measure(run: TracedRun, options: argparse.Namespace) -> dict[str, Any]:
         "memory": lambda: memory(run, load, options.minutes),
         "client": lambda: script("bench_client.py"),
         "writer": lambda: script("bench_writer.py", "--events", str(WRITER_EVENTS)),
+        "hooks": lambda: script("bench_hooks.py"),
+        "flux_hooks": lambda: script("bench_flux_hooks.py"),
         "report": lambda: script("bench_report.py", "--events", str(options.report_events))[0],
     }
     for name, part in parts.items():
@@ -132,7 +134,10 @@ def measure(run: TracedRun, options: argparse.Namespace) -> dict[str, Any]:
 def rows(result: dict[str, Any]) -> list[Row]:
     """What is to be reached and what was measured."""
     calls, speed, memory = result["per_call"], result["full_speed"], result["memory"]
-    writer, report = result["writer"], result["report"]
+    writer, report, hooks = result["writer"], result["report"], result["hooks"]
+    bare = f"beside {hooks['true_ms']:.1f} of /bin/true"
+    flux = result["flux_hooks"]
+    asked = flux["prolog_ms"] - flux["question_ms"]
     untraced = max(per_call.added_per_pair(calls, f"  {n}") for n in ("not joined", "other user"))
     slower = (calls["datacrumbs"]["1_MiB"] / calls["untraced"]["1_MiB"] - 1) * 100
     both = f"two processes at full speed, {speed['seconds']:.0f} s"
@@ -172,6 +177,12 @@ def rows(result: dict[str, Any]) -> list[Row]:
         Row(stop, 500, speed["stop_to_exit_ms"], "ms"),
         Row(f"{steady}: most", 150, memory["max_bytes"] / 1e6, "MB"),
         Row(f"{steady}: grown", 2, grown, "%"),
+        Row(f"prolog of a job without metadata, {bare}", 5, hooks["prolog_ms"], "ms"),
+        Row(f"epilog of a job without metadata, {bare}", 5, hooks["epilog_ms"], "ms"),
+        Row("Flux: the same prolog, less what flux job info takes", 5, asked, "ms"),
+        Row("Flux: the same epilog", 5, flux["epilog_ms"], "ms"),
+        Row("prolog of a traced job, until ready", 700, hooks["traced_prolog_ms"], "ms"),
+        Row("epilog of a traced job, until closed", 700, hooks["traced_epilog_ms"], "ms"),
         Row(f"{reported}: time", 60, report["report_s"], "s"),
         Row(f"{reported}: memory", 2048, report["peak_bytes"] / (1 << 20), "MiB"),
     ]

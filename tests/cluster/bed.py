@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import json
 import os
 import platform
@@ -21,6 +19,7 @@ from typing import Any
 
 import duckdb
 import pytest
+from cluster.image import image
 
 from datacrumbs.probes import model
 from datacrumbs.probes.file import write_probe_file
@@ -32,10 +31,8 @@ PREFIX = Path(sys.prefix)
 PYTHON = PREFIX / "bin" / "python"
 LIBRARY = PREFIX / "lib/datacrumbs/libdatacrumbs_client.so"
 SCHEDULER = PREFIX / "share/datacrumbs/scheduler/slurm"
-CACHE = Path(os.environ.get("DATACRUMBS_TEST_CACHE", "/var/cache/datacrumbs-tests"))
 BEDS = Path("/var/tmp")
 NODES = ("n1", "n2", "n3")
-SUITES = {"trixie": "24.11", "bookworm": "22.05"}
 ON_ONE_SUITE = pytest.mark.parametrize("cluster_of", ["trixie"], indirect=True)
 """Marks what is tried on one version of Slurm only."""
 UIDS = {"alice": 2001, "bob": 2002}
@@ -43,18 +40,6 @@ DISTRIBUTION = ("/usr/lib/python3/dist-packages",)
 """Where the environment sees the host's own packages (--system-site-packages)."""
 CALLS = ("openat", "read", "write", "pwrite64", "close")
 """The system calls that the tests' probe files name."""
-
-
-def image(suite: str) -> Path:
-    """The root file system of a Debian suite's nodes, made once and kept in `CACHE`."""
-    recipe = hashlib.sha256((HERE / "image.sh").read_bytes()).hexdigest()[:12]
-    path = CACHE / f"{suite}-{recipe}"
-    CACHE.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with open(CACHE / f"{suite}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            subprocess.run([HERE / "image.sh", suite, path], check=True)
-    return path
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +200,11 @@ class Bed:
         return self.out(
             node, "cat", f"/var/log/datacrumbs/datacrumbs_{user}_{job}_{node}.log", user=user
         )
+
+    def runs(self, user: str = "alice") -> set[str]:
+        """The ids of all of a user's runs of which there is a trace."""
+        traces = self.shared / "home" / user / "datacrumbs"
+        return {path.name for path in traces.iterdir()} if traces.exists() else set()
 
     def hosts(self, job: str, user: str = "alice") -> dict[str, Path]:
         """The trace of a run: the directory of each of its hosts."""

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from cluster.bed import NODES, SUITES, Bed, bed
+from cluster.bed import NODES, Bed, bed
+from cluster.image import SUITES
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

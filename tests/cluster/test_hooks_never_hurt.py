@@ -89,7 +89,7 @@ def test_the_watchdog_ends_a_recorder_that_hangs(cluster: Bed) -> None:
 
 
 def test_a_killed_daemon_is_told_and_cleaned_up(cluster: Bed) -> None:
-    job = cluster.sbatch(f"{' '.join(DD)}; sleep 3", "-wn1", "--comment", comment(cluster.sign()))
+    job = cluster.sbatch(f"{' '.join(DD)}; sleep 8", "-wn1", "--comment", comment(cluster.sign()))
     cluster.wait(lambda: cluster.unit("n1", job, "ActiveState") == "active", "ready")
     time.sleep(1)
     recorder = cluster.out("n1", "cat", f"/run/datacrumbs/datacrumbs-{job}.ready")

@@ -106,6 +106,16 @@ def test_the_plugin_refuses_at_submission(cluster: Bed) -> None:
 
 
 @ON_ONE_SUITE
+def test_the_example_is_a_traced_job(cluster: Bed) -> None:
+    cluster.sign()
+    example = PREFIX / "share/datacrumbs/examples/slurm_job.sh"
+    command = ("sbatch", "--parsable", "--datacrumbs-probe-file=probes.json.gz", example)
+    job = cluster.out("n1", *command, user="alice")
+    cluster.wait_idle()
+    assert list(cluster.writes(job, SIZE).values()) == [COUNT] * 2
+
+
+@ON_ONE_SUITE
 def test_two_probe_files_are_refused(cluster: Bed) -> None:
     cluster.sign()
     said = cluster.srun(
@@ -146,26 +156,30 @@ def test_users_and_jobs_of_one_node_do_not_see_each_other(cluster: Bed) -> None:
 
 
 def test_arrays_and_heterogeneous_jobs(cluster: Bed) -> None:
+    before = cluster.runs()
     asked = comment(cluster.sign())
     said = cluster.srun(
         "-n1", "-wn1", "--comment", asked, *sh(" ".join(DD)),
         ":", "-n1", "-wn2", "--comment", "untraced", *sh(" ".join(DD)),
     )  # fmt: skip
-    job = cluster.sbatch(" ".join(DD), "--array=1-3", "--comment", asked)
+    cluster.sbatch(" ".join(DD), "--array=1-3", "--comment", asked)
     cluster.wait_idle()
     first = min(int(line.split()[1]) for line in said.stdout.splitlines())
     assert cluster.writes(str(first), SIZE) == {"n1": COUNT}
-    runs = [path for path in (cluster.shared / "home/alice/datacrumbs").iterdir() if path.is_dir()]
-    of_array = [int(path.name) for path in runs if int(path.name) >= int(job)]
+    of_array = cluster.runs() - before - {str(first)}
     assert len(of_array) == 3
-    assert all(sum(cluster.writes(str(one), SIZE).values()) == COUNT for one in of_array)
+    assert all(sum(cluster.writes(one, SIZE).values()) == COUNT for one in of_array)
+
+
+def _wait_for_writes(cluster: Bed, job: str) -> None:
+    marker = cluster.shared / f"home/alice/{job}.wrote"
+    cluster.wait(marker.exists, "the job has written", 60)
 
 
 def test_a_requeued_job_is_a_new_run(cluster: Bed) -> None:
-    script = f"{' '.join(DD)}; [ $SLURM_RESTART_COUNT ] || sleep 30"
+    script = f"{' '.join(DD)}; touch $SLURM_JOB_ID.wrote; [ $SLURM_RESTART_COUNT ] || sleep 30"
     job = cluster.sbatch(script, "--requeue", "-wn3", "--comment", comment(cluster.sign()))
-    cluster.wait_job(job)
-    time.sleep(1)
+    _wait_for_writes(cluster, job)
     cluster.out("n1", "scontrol", "requeue", job, user="alice")
     # Slurm lets a requeued job wait for two minutes
     cluster.wait_job(job, "PD")
@@ -178,9 +192,9 @@ def test_a_requeued_job_is_a_new_run(cluster: Bed) -> None:
 
 @ON_ONE_SUITE
 def test_a_cancelled_job_has_a_complete_trace(cluster: Bed) -> None:
-    job = cluster.sbatch(f"{' '.join(DD)}; sleep 60", "-wn1", "--comment", comment(cluster.sign()))
-    cluster.wait_job(job)
-    time.sleep(1)
+    script = f"{' '.join(DD)}; touch $SLURM_JOB_ID.wrote; sleep 60"
+    job = cluster.sbatch(script, "-wn1", "--comment", comment(cluster.sign()))
+    _wait_for_writes(cluster, job)
     cluster.out("n1", "scancel", job, user="alice")
     cluster.wait_idle()
     assert cluster.writes(job, SIZE) == {"n1": COUNT}
@@ -192,6 +206,26 @@ def test_ten_jobs_at_once_on_one_node(cluster: Bed) -> None:
     jobs = [cluster.sbatch(f"{' '.join(DD)}", "-n1", "-wn2", "--comment", asked) for _ in range(10)]
     cluster.wait_idle(120)
     assert [cluster.writes(job, SIZE) for job in jobs] == [{"n2": COUNT}] * 10
+
+
+@ON_ONE_SUITE
+def test_fifty_traced_jobs_on_each_of_three_nodes(cluster: Bed) -> None:
+    """Back to back, four at a time on a node: none is lost and, as always, nothing is left."""
+    asked = comment(cluster.sign())
+    wide = ("-n1", "-c4", "--array=1-50", "-o", "/dev/null", "--comment", asked)
+    before = cluster.runs()
+    for node in NODES:
+        cluster.sbatch(" ".join(DD), f"-w{node}", *wide)
+    cluster.wait_idle(240)
+    new = cluster.runs() - before
+    assert len(new) == 150
+    found = [cluster.writes(job, SIZE) for job in new]
+    assert sorted(next(iter(hosts)) for hosts in found) == sorted(NODES * 50)
+    assert all(list(hosts.values()) == [COUNT] for hosts in found)
+    for node in NODES:
+        pins = set(cluster.out(node, "ls", "/sys/fs/bpf").split())
+        assert pins <= {"maps.debug", "progs.debug"}  # the kernel's own
+        assert cluster.run(node, "pgrep", "-f", "bin/datacrumbs ", expect=None).stdout == ""
 
 
 @ON_ONE_SUITE

@@ -264,6 +264,20 @@ def refused_while_running(site: Site, probe_file: Path) -> str:
     return done.stderr
 
 
+@pytest.mark.parametrize("after_s", [0.2, 0.4, 0.6, 0.8, 1.2])
+def test_a_daemon_that_is_stopped_while_it_starts_leaves_nothing(
+    site: Site, after_s: float
+) -> None:
+    """Threads of libraries took SIGTERM where the main thread had blocked it."""
+    command = site.command(site.sign("probes.json.gz"), "early")
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        time.sleep(after_s)
+        process.terminate()
+    assert process.returncode in (0, -signal.SIGTERM)  # the latter: before it has done anything
+    run_dir = site.path("run")
+    assert not run_dir.exists() or list(run_dir.iterdir()) == []
+
+
 def test_killed_daemon_leaves_a_readable_trace_and_may_start_again(site: Site) -> None:
     from datacrumbs.trace.runfile import State, state_of
 

@@ -162,13 +162,15 @@ int main(void) {
 """)
     with traced_run.daemon(profiled()):
         traced_run.run(program)
-    trace = traced_run.trace()
-    assert total(trace, "write") == 6 * 150_001
+    missed = traced_run.info()["lost_by"]["missed"]  # none where programs cannot be preempted
+    trace = traced_run.trace(lost=missed)
+    found = total(trace, "write")
+    assert found <= 6 * 150_001 <= found + missed
     ((moved, intervals),) = trace.sql(
         "SELECT sum(bytes)::INT, count(DISTINCT ts) FROM intervals JOIN functions USING (func) "
         "WHERE name = 'write'"
     )
-    assert moved == (0 + 1 + 2 + 3 + 0 + 1) * 150_001
+    assert missed or moved == (0 + 1 + 2 + 3 + 0 + 1) * 150_001
     assert intervals > 2
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -571,3 +572,97 @@ def test_arguments(traced_run: TracedRun) -> None:
     assert (calls[25]["s"], calls[25]["p"]) == ((None, ""), (None, None))
     assert calls[24]["u"] == (5, None)
     assert trace.sql("SELECT count(*) FROM events WHERE flags = 0") == [(23,)]
+
+
+def test_all_functions_of_the_c_library(traced_run: TracedRun) -> None:
+    """Whatever can be probed is; what cannot is named; and programs notice nothing."""
+    library = traced_run.work / "libc.so.6"
+    shutil.copy(elf.find_binary("libc.so.6", platform.machine()), library)
+    layer = user_layer(library, ".*", "libc")
+    script = """
+import ctypes, os, re, subprocess, sys, tempfile, threading, time
+print(subprocess.run(["sort"], input=b"b\\na\\n", capture_output=True).stdout)
+threads = [threading.Thread(target=time.sleep, args=(0.01,)) for _ in range(4)]
+[t.start() for t in threads], [t.join() for t in threads]
+with tempfile.TemporaryFile() as file:
+    file.write(b"x" * 100000)
+    print(file.tell(), os.fork() and os.wait()[1])
+print(re.sub("a+", "b", "caat"), sum(range(1000)), time.strftime("%Y", time.gmtime(0)))
+"""
+    variables = {"LD_LIBRARY_PATH": str(traced_run.work)}
+    plain = traced_run.python(script, wrap=False, env=variables)
+    with traced_run.daemon(layer):
+        assert traced_run.python(script, env=variables) == plain
+    info = traced_run.info()
+    attached = sum(row["functions"] for row in info["mechanisms"])
+    assert attached + len(info["skipped"]) == len(layer.functions)
+    assert attached > 2000
+    assert len(info["skipped"]) < 10
+    assert info["counts"]["events"] > 1000
+
+
+def test_a_stripped_binary_and_one_on_a_noexec_mount(traced_run: TracedRun) -> None:
+    program = traced_run.compile(
+        """
+        __attribute__((noinline)) int work(int n) { asm volatile(""); return n; }
+        int main(void) { for (int i = 0; i < 23; i++) work(i); return 0; }
+        """
+    )
+    layer = user_layer(program, "work", "stripped")
+    subprocess.run(["strip", program], check=True)
+    mount = traced_run.root / "noexec"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "noexec", "none", mount], check=True)
+    try:
+        there = mount / "program"
+        shutil.copy(program, there)
+        unused = msgspec.structs.replace(layer, name="noexec", binary=str(there))
+        with traced_run.daemon(unused, layer):
+            traced_run.run(program)
+            there.unlink()
+    finally:
+        subprocess.run(["umount", mount], check=True)
+    assert counts(traced_run.trace()) == [("work", 23, 0)]
+    assert [row["functions"] for row in traced_run.info()["mechanisms"]] == [1, 1]
+
+
+def test_children_of_threads_and_of_posix_spawn(traced_run: TracedRun) -> None:
+    program = traced_run.compile(
+        """
+        #include <pthread.h>
+        #include <spawn.h>
+        #include <stdio.h>
+        #include <sys/wait.h>
+        #include <unistd.h>
+        __attribute__((noinline)) int leaf(int n) { asm volatile(""); return n; }
+        static void *forks(void *none) {
+            if (!fork()) _exit(leaf(3) - 3);
+            wait(0);
+            return 0;
+        }
+        int main(void) {
+            for (int i = 0; i < 11; i++) {
+                pthread_t thread;
+                pthread_create(&thread, 0, forks, 0);
+                pthread_join(thread, 0);
+            }
+            for (int i = 0; i < 23; i++) {
+                pid_t child;
+                char *arguments[] = {"true", 0};
+                posix_spawn(&child, "/bin/true", 0, 0, arguments, arguments + 1);
+                waitpid(child, 0, 0);
+            }
+            puts("end");
+        }
+        """
+    )
+    library = traced_run.work / "libc.so.6"
+    shutil.copy(elf.find_binary("libc.so.6", platform.machine()), library)
+    layers = user_layer(program, "leaf"), user_layer(library, "execve|posix_spawn", "libc")
+    with traced_run.daemon(*layers):
+        traced_run.run(program, env={"LD_LIBRARY_PATH": str(traced_run.work)})
+    assert counts(traced_run.trace()) == [
+        ("execve", 0, 23),
+        ("leaf", 11, 0),
+        ("posix_spawn", 23, 0),
+    ]

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,15 +86,20 @@ class TracedRun:
 
     @contextlib.contextmanager
     def daemon(
-        self, *layers: model.Layer, cgroup: Path | None = None, **probes: Any
+        self,
+        *layers: model.Layer,
+        cgroup: Path | None = None,
+        program: Sequence[str | Path] = (BIN / "datacrumbs",),
+        **probes: Any,
     ) -> Iterator[subprocess.Popen[str]]:
         """A daemon that is ready and, on leaving, has stopped with a complete trace.
 
-        Without ``layers`` it traces system calls. ``probes`` are fields of `model.ProbeList`.
+        Without ``layers`` it traces system calls. ``probes`` are fields of `model.ProbeList`;
+        ``program`` is what is started instead of the installed command.
         """
         select = model.Select.JOB if cgroup else model.Select.PROCESS
         probe_file = self.sign(*(layers or [io_calls(select=select)]), **probes)
-        command = [str(BIN / "datacrumbs"), str(probe_file), RUN_ID]
+        command = [*map(str, program), str(probe_file), RUN_ID]
         command += ["--config", str(self.root / "system.yaml")]
         command += ["--cgroup", str(cgroup)] if cgroup else []
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -241,23 +246,28 @@ class Trace:
         return self.sql(f"SELECT {columns} FROM calls WHERE {where} ORDER BY ts", *values)
 
 
+def make_site(root: Path, user: pwd.struct_passwd) -> TracedRun:
+    """A site below ``root``, a directory of root's that everybody may enter."""
+    root.chmod(0o755)
+    for name in ("traces", "work"):
+        (root / name).mkdir(mode=0o755)
+        os.chown(root / name, user.pw_uid, user.pw_gid)
+    keys.create_private_key(root / "private.pem", root / "keys")
+    (root / "system.yaml").write_text(
+        f"trace_dir: {root}/traces\nrun_dir: {root}/run\nlog_dir: {root}/log\n"
+        f"state_dir: {root}/state\n"
+        f"keys: {{private: {root}/private.pem, public_dir: {root}/keys}}\n"
+        "ring: {total_bytes: 33554432}\n"
+    )
+    return TracedRun(root, user)
+
+
 @contextlib.contextmanager
 def site_for(user: pwd.struct_passwd) -> Iterator[TracedRun]:
     """A new site, removed on leaving; `TMPDIR` may be closed to users, /var/tmp is not."""
     root = Path(tempfile.mkdtemp(prefix="datacrumbs-test-", dir="/var/tmp"))
     try:
-        root.chmod(0o755)
-        for name in ("traces", "work"):
-            (root / name).mkdir(mode=0o755)
-            os.chown(root / name, user.pw_uid, user.pw_gid)
-        keys.create_private_key(root / "private.pem", root / "keys")
-        (root / "system.yaml").write_text(
-            f"trace_dir: {root}/traces\nrun_dir: {root}/run\nlog_dir: {root}/log\n"
-            f"state_dir: {root}/state\n"
-            f"keys: {{private: {root}/private.pem, public_dir: {root}/keys}}\n"
-            "ring: {total_bytes: 33554432}\n"
-        )
-        yield TracedRun(root, user)
+        yield make_site(root, user)
     finally:
         shutil.rmtree(root)
 

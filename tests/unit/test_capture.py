@@ -100,6 +100,7 @@ def test_every_kind_of_probe_has_its_keys() -> None:
         ("probe: usdt, binary_path: /a", "provider: type 'usdt' needs this key"),
         ("probe: custom, file: a.c", "functions: type 'custom' needs this key"),
         ("probe: custom, functions: [a]", "file: type 'custom' needs this key"),
+        ("probe: custom, file: a.c, functions: [a, b-c]", "functions[1]: 'b-c': not a name in C"),
         (
             "probe: custom, file: a.c, functions: [a], mode: profile",
             "mode: type 'custom' has no such key",

@@ -7,6 +7,7 @@ import os
 import platform
 import pwd
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -271,11 +272,11 @@ def test_libraries_found_for_the_user_are_a_layer_each(tmp_path: Path) -> None:
 
 def test_a_custom_program_is_in_the_probe_file(tmp_path: Path) -> None:
     (tmp_path / "mine.bpf.c").write_text("int x;\n\tint y;\n")
-    text = "capture_probes: [{name: a, probe: custom, file: FILE, functions: [nvme0n1, sda]}]"
+    text = "capture_probes: [{name: a, probe: custom, file: FILE, functions: [reads, writes]}]"
     built = _built(tmp_path, text.replace("FILE", "mine.bpf.c"))
     (layer,) = built.probes.layers
     assert isinstance(layer, CustomLayer)
-    assert (layer.functions, layer.source) == (["nvme0n1", "sda"], "int x;\n\tint y;\n")
+    assert (layer.functions, layer.source) == (["reads", "writes"], "int x;\n\tint y;\n")
     for content, message in {
         b"": "empty",
         b"\xff": "not a text in UTF-8",
@@ -397,12 +398,20 @@ def test_notes_are_shown_once_with_all_their_layers(run: Run, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "name", ["kernel.yaml", "hdf5-mpi.yaml", "python-usdt.yaml", "profile.yaml"]
+    "name",
+    [
+        "kernel.yaml",
+        "hdf5-mpi.yaml",
+        "python-usdt.yaml",
+        "profile.yaml",
+        "request_latency.yaml",
+    ],
 )
 def test_the_other_examples_find_what_they_promise(run: Run, tmp_path: Path, name: str) -> None:
     program = tmp_path / "my_program"
     _fake_hdf5_program(tmp_path, program)
     config = tmp_path / name
+    shutil.copy(EXAMPLES / "request_latency.c", tmp_path)
     config.write_text((EXAMPLES / name).read_text().replace("./my_program", str(program)))
     code, out, err = run(config, "--dry-run", "--format", "json")
     assert (code, err) == (0, "")
@@ -412,6 +421,7 @@ def test_the_other_examples_find_what_they_promise(run: Run, tmp_path: Path, nam
         "hdf5-mpi.yaml": {"hdf5": "H5Dwrite", "mpi-io": "MPI_File_write_at_all"},
         "python-usdt.yaml": {"python": "function__entry"},
         "profile.yaml": {"libc": "fread", "syscall": "read"},
+        "request_latency.yaml": {"device": "write_request"},
     }[name]
     assert all(function in names[layer] for layer, function in expected.items()), names
 

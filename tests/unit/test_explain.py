@@ -314,6 +314,29 @@ def vars_of(call: Call) -> dict[str, Any]:
     return {name: getattr(call, name) for name in ("func", "start", "dur")}
 
 
+def test_what_a_tracepoint_marks_is_told_though_it_takes_no_time(tmp_path: Path) -> None:
+    """Reads that miss the page cache take longer, and all that is traced is an instant."""
+
+    def miss(at: int) -> Call:
+        tree = lengthened(delayed(read_stack(at), 2, waits("filemap_add_folio", 0)))
+        for call in (tree.inner[0], tree.inner[0].inner[0]):
+            call.dur += 50_000
+        return tree
+
+    variation = one(tmp_path, mixed(3, 90, 30, read_stack, miss)).variation
+    assert variation is not None
+    marks = [f for f in variation.findings if f.kind == "mark"]
+    assert [(f.name, f.cause, f.share) for f in marks] == [
+        ("filemap_add_folio", Cause.CACHE_MISS, pytest.approx(1))
+    ]
+    assert variation.findings[0].kind == "inside"
+    assert sentence(marks[0]) == (
+        "Slow calls show a page cache miss: readahead or reading pages that were not cached. "
+        "filemap_add_folio (fs), in vfs_read > ext4_file_read_iter occurs in all slow and none of "
+        "the fast calls."
+    )
+
+
 def test_shares_of_the_difference_add_up(tmp_path: Path) -> None:
     def slow(at: int) -> Call:
         return in_ext4(at, waits("down_write", 60_000), waits("ext4_da_get_block_prep", 30_000))
@@ -511,13 +534,14 @@ def test_asynchronous_work_on_the_file_is_counted_once(tmp_path: Path, batch_row
 
 def test_what_was_lost_or_cut_off_is_said(tmp_path: Path) -> None:
     alone = Call(func="vfs_write", start=BEGIN_NS + 50, dur=10)
-    host = Host(name="n1", threads={(1, 1): [write_stack(BEGIN_NS + 100), alone]}, lost=5)
-    host.state = State.CUT_OFF
-    host.facts = {"host": host_name(), "boot_id": "another boot"}
-    found = explained(tmp_path, [host], layer="syscall")
-    assert (found.lost, found.orphans, found.state) == (5, 1, State.CUT_OFF)
-    assert any("5 events were lost" in note and "1 kernel" in note for note in found.notes)
-    assert any(note.startswith("Cut off: n1") for note in found.notes)
+    threads = {(1, 1): [write_stack(BEGIN_NS + 100), alone]}
+    hosts = [Host(name="n1", threads=threads), Host(name="n2", threads=threads, lost=5)]
+    hosts[1].state = State.CUT_OFF
+    hosts[1].facts = {"host": host_name(), "boot_id": "another boot"}
+    found = explained(tmp_path, hosts, layer="syscall")
+    assert (found.lost, found.orphans, found.state) == (5, 2, State.CUT_OFF)
+    assert any("5 events were lost" in note and "2 kernel" in note for note in found.notes)
+    assert any(note.startswith("Cut off: n2; ") for note in found.notes)
 
 
 def test_missing_hosts_and_clocks_that_were_set_are_named(tmp_path: Path) -> None:
@@ -555,11 +579,15 @@ def test_unfinished_calls_are_counted_apart_with_where_they_were(
     open_ = [Call(func="read", start=BEGIN_NS + 20, dur=300, flags=1) for _ in range(3)]
     for call, func in zip(open_, ("io_schedule", "io_schedule", "down_write"), strict=True):
         call.inner = [Call(func=func, start=BEGIN_NS + 30, dur=290, flags=1)]
+    left = Call(func="read", start=BEGIN_NS, dur=40, flags=1)  # by an exception
+    after = Call(func="close", start=BEGIN_NS + 50, dur=1)
     threads = {(1, 1): [done, open_[0]], (1, 2): [open_[1]], (1, 3): [open_[2]]}
+    threads[1, 4] = [left, after]
     with mock.patch("datacrumbs.trace.reader.BATCH_ROWS", batch_rows):
-        (found,) = explained(tmp_path, [Host(name="n1", threads=threads)]).explained
+        said = explained(tmp_path, [Host(name="n1", threads=threads)], call="read")
+    (found,) = said.explained
     assert (found.count, found.time_ns) == (1, 10)
-    assert (found.unfinished, found.unfinished_ns) == (3, 900)
+    assert (found.unfinished, found.unfinished_ns) == (4, 940)
     assert [(s.name, s.threads) for s in found.stuck_in] == [("io_schedule", 2), ("down_write", 1)]
 
 

@@ -110,7 +110,7 @@ def test_keys_that_scripts_rely_on(trace: Path) -> None:
 
 
 def test_options_choose_calls(tmp_path: Path) -> None:
-    write_run(tmp_path, random_hosts(2, hosts=2, threads=4, calls=30))
+    write_run(tmp_path, random_hosts(2, hosts=2, threads=4, calls=150))
     found = data("--call", "fs*c", "--host", "n2", "--pid", "100", tmp_path)
     assert found["selection"] == "fs*c of process 100 of host n2"
     assert {(e["layer"], e["name"]) for e in found["explained"]} == {("syscall", "fsync")}
@@ -147,8 +147,8 @@ def test_calls_that_hang_are_said_to_be_somewhere(tmp_path: Path) -> None:
     for _, call in hangs.walk():
         call.flags, call.dur = 1, BEGIN_NS + 10**9 - call.start
     text = in_one_line(page(write_run(tmp_path, [Host(name="n1", threads={(1, 1): [hangs]})])))
-    assert "1 calls had not returned, after 1.00 s in all: not in what follows." in text
-    assert "Innermost, by threads: copy_folio_from_iter_atomic on 1." in text
+    assert "1 calls did not return, 1.00 s in all: not in what follows. Threads still in" in text
+    assert "by innermost call: copy_folio_from_iter_atomic on 1." in text
 
 
 def test_a_trace_without_calls_says_so(tmp_path: Path) -> None:

@@ -172,6 +172,8 @@ def test_every_cause_can_be_said() -> None:
     assert set(MEANING) == set(Cause)
     assert meaning("openat", Op.OPEN) == (Cause.OPEN, False)
     assert meaning("solve", Op.OTHER) == (Cause.NONE, False)
+    assert meaning("jbd2:jbd2_commit", Op.OTHER) == (Cause.JOURNAL, True)
+    assert meaning("writeback:writeback_dirty_folio", Op.OTHER) == (Cause.NONE, False)
 
 
 def test_hosts_sort_by_the_numbers_in_their_names() -> None:

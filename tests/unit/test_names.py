@@ -61,6 +61,7 @@ def test_what_is_no_file_is_named_as_such() -> None:
             regular("memfd:x", file=4, fstype=b"tmpfs", what=layout.DELETED),
             regular("/tmp/gone", file=5, what=layout.DELETED),
             regular("deep/down", file=6, what=layout.CUT_SHORT),
+            record(layout.Record.FILE, file=7, mode=stat.S_IFBLK, dev=4095 << 20 | 7),
         ]
     )
     found = [(r["path"], r["kind"]) for r in rows(names, FILES)]
@@ -71,6 +72,7 @@ def test_what_is_no_file_is_named_as_such() -> None:
         ("/memfd:x", "memfd"),
         ("/tmp/gone (deleted)", "regular"),
         (".../deep/down", "regular"),
+        ("/dev/block/4095:7", "block"),
     ]
 
 
@@ -128,7 +130,8 @@ def test_python_and_c_agree_on_every_size_and_offset(tmp_path: Path) -> None:
     program.write_text(
         f'#include "{HEADER}"\n#include <stdio.h>\n#include <stddef.h>\n'
         "int main(void) {\n"
-        'printf("%d %zu %zu %zu %zu\\n", DC_LAYOUT, sizeof(struct dc_call),'
+        'printf("%d %zu %zu %zu %zu %zu %zu\\n", DC_LAYOUT, sizeof(struct dc_call),'
+        " sizeof(struct dc_function), sizeof(struct dc_point),"
         " sizeof(struct dc_config), sizeof(struct dc_counters), sizeof(struct dc_event));\n"
         'printf("%zu %zu %zu %zu\\n", offsetof(struct dc_string, text),'
         " offsetof(struct dc_string, pid), offsetof(struct dc_config, uid),"
@@ -142,6 +145,8 @@ def test_python_and_c_agree_on_every_size_and_offset(tmp_path: Path) -> None:
     expected = [
         layout.LAYOUT,
         ctypes.sizeof(layout.Call),
+        ctypes.sizeof(layout.Function),
+        ctypes.sizeof(layout.Point),
         ctypes.sizeof(layout.Config),
         ctypes.sizeof(layout.Counters),
         layout.EVENT_BYTES,

@@ -122,7 +122,7 @@ def test_all_modules_are_installed() -> None:
         ("scheduler", "share/datacrumbs/scheduler"),
     ],
 )
-def test_units_and_examples_are_installed(source: str, destination: str) -> None:
+def test_units_hooks_and_examples_are_installed(source: str, destination: str) -> None:
     files = [p for p in (ROOT / source).rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     files = [p for p in files if p.name != "meson.build"]
     assert files

@@ -176,7 +176,7 @@ def test_only_lasting_refusals_of_functions_are_remembered() -> None:
         ("user", "good", os.strerror(12)),  # no memory: may pass
         ("user", "/usr/bin/x", "Invalid argument"),
         ("kernel", "vfs_read", "the kernel allows no probe there"),
-        ("usdt", "line", f"{os.strerror(524)} (ENOTSUPP)"),
+        ("usdt", "python:line", f"{os.strerror(524)} (ENOTSUPP)"),
         ("sys", "read", "Invalid argument"),
         ("gone", "bad", "Invalid argument"),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from report_traces import Call, File, write_host
 from datacrumbs.analysis.model import FileSummary, FunctionSummary, Summary
 from datacrumbs.analysis.quantiles import ERROR_BOUND
 from datacrumbs.analysis.summary import summarise
+from datacrumbs.trace.clocks import ClockPair
 from datacrumbs.trace.reader import open_trace
 from datacrumbs.trace.runfile import Counts, LostBy, Skipped, State
 
@@ -256,6 +258,23 @@ def test_hosts_are_summed(tmp_path: Path) -> None:
     assert summary.wall_ns == 10**10 - 1
     assert summary.host_wall_ns == 3 * 10**10 - 6
     assert len(summary.processes) == 3
+
+
+def test_missing_hosts_and_clocks_are_told(tmp_path: Path) -> None:
+    call = Call(func="write", ts=10, dur=5)
+    steady = [ClockPair(t, 10**18 + t) for t in (0, 10**9, 2 * 10**9)]
+    for host in ("n1", "n2"):
+        write_host(tmp_path, [call], host=host, clocks=steady, nodes=["n1.site", "n2.site", "n3"])
+    summary = summarise(open_trace(tmp_path))
+    assert summary.missing_hosts == ["n3"]
+    assert summary.hosts[0].clock_residual_ns == 0
+    assert summary.notes == ["Nothing here from n3, which the job ran on too."]
+    shutil.rmtree(tmp_path / "host=n2")
+    stepped = [steady[0], ClockPair(10**9, 10**18 + 2 * 10**9), steady[2]]
+    write_host(tmp_path, [call], host="n2", clocks=stepped)
+    summary = summarise(open_trace(tmp_path))
+    assert summary.hosts[1].clock_residual_ns == 10**9
+    assert any("clock of n2 was set during the run" in note for note in summary.notes)
 
 
 def test_one_host_of_a_run(tmp_path: Path) -> None:

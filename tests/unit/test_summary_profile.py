@@ -226,7 +226,7 @@ def test_runs_of_both_modes_are_compared_by_powers_of_two(tmp_path: Path) -> Non
     assert "unoverlapped" not in done.stdout
 
 
-@given(st.lists(st.integers(0, 2**62), min_size=1, max_size=50))
+@given(st.lists(st.integers(0, 2**53), min_size=1, max_size=50))
 def test_folding_a_histogram_keeps_each_power_of_two(values: list[int]) -> None:
     histograms = Histograms()
     histograms.add(np.zeros(len(values), np.intp), np.array(values, np.int64))

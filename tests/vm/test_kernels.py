@@ -1,0 +1,136 @@
+"""Kernel functions on the stock kernels that sites run: exact counts, by each mechanism."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+from kernel.tracing import Trace
+from vm.conftest import FUNCTIONS, MISSING, NONE, OFFERS, POINTS, Booted
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(700)]
+
+ASYNC = 4
+WRITES, BYTES, PAGE = 23, 4097, 4096
+ON_DISK = -(-WRITES * BYTES // PAGE) * PAGE
+
+EVERY_WRITE = {
+    "ext4": ("ksys_write", "vfs_write", "ext4_file_write_iter", "ext4_buffered_write_iter"),
+    "xfs": ("ksys_write", "vfs_write", "xfs_file_write_iter", "iomap_file_buffered_write"),
+}
+"""From the system call down: called once for each write, each by the one before it."""
+
+EVERY_FSYNC = {"ext4": "ext4_sync_file", "xfs": "xfs_file_fsync"}
+
+
+def traces(booted: Booted) -> Iterator[tuple[str, Trace]]:
+    """The run of each mechanism with probes on functions."""
+    for mechanism, run in booted.runs.items():
+        if mechanism != NONE:
+            yield mechanism, run.trace()
+
+
+def test_the_first_mechanism_is_the_one_the_kernel_offers(booted: Booted) -> None:
+    for mechanism, run in booted.runs.items():
+        found = {(m["kind"], m["mechanism"]): m["functions"] for m in run.info()["mechanisms"]}
+        assert found["syscalls", "tp_btf"] > 100
+        if mechanism != NONE:
+            assert found["kprobe", mechanism] == len(FUNCTIONS) + 1
+            assert found["kprobe", NONE] == len(POINTS)
+
+
+def test_every_call_is_there_once(booted: Booted) -> None:
+    for mechanism, trace in traces(booted):
+        for fs, functions in EVERY_WRITE.items():
+            for name in (functions[1], functions[2], EVERY_FSYNC[fs]):
+                where = f"name = '{name}' AND path = '/mnt/{fs}/{mechanism}'"
+                rows = trace.calls("size, ret, pos, flags & 4", where)
+                if name == EVERY_FSYNC[fs]:
+                    assert [row[1:2] for row in rows] == [(0,)], (mechanism, name)
+                    continue
+                expected = [(BYTES, BYTES, i * BYTES, 0) for i in range(WRITES)]
+                assert rows == expected, (mechanism, name)
+
+
+def test_calls_nest_from_the_system_call_to_the_file_system(booted: Booted) -> None:
+    for mechanism, trace in traces(booted):
+        for fs, functions in EVERY_WRITE.items():
+            chain = ("write", *functions)
+            for outer, inner in pairwise(chain):
+                assert _inside(trace, fs, mechanism, outer, inner) == WRITES, (outer, inner)
+
+
+def _inside(trace: Trace, fs: str, mechanism: str, outer: str, inner: str) -> int:
+    """How many calls of ``inner`` are inside one of ``outer``, in a write to the file."""
+    ((count,),) = trace.sql(
+        "SELECT count(*) FROM calls w, calls o, calls i "
+        "WHERE w.name = 'write' AND w.path = ? AND o.name = ? AND i.name = ? "
+        "AND w.tid = o.tid AND w.ts <= o.ts AND o.ts + o.dur <= w.ts + w.dur "
+        "AND o.tid = i.tid AND o.ts <= i.ts AND i.ts + i.dur <= o.ts + o.dur",
+        *(f"/mnt/{fs}/{mechanism}", outer, inner),
+    )
+    return int(count)
+
+
+def test_an_fsync_leads_down_to_the_block_layer(booted: Booted) -> None:
+    for mechanism, trace in traces(booted):
+        path = f"/mnt/ext4/{mechanism}"
+        for inner in ("ext4_sync_file", "do_writepages", "ext4_writepages", "blk_mq_submit_bio"):
+            ((count,),) = trace.sql(
+                "SELECT count(*) FROM calls s, calls i WHERE s.name = 'fsync' AND s.path = ? "
+                "AND i.name = ? AND i.path = ? AND s.tid = i.tid "
+                "AND s.ts <= i.ts AND i.ts + i.dur <= s.ts + s.dur",
+                *(path, inner, path),
+            )
+            assert count >= 1, (mechanism, inner)
+
+
+def test_requests_carry_all_bytes_of_the_file(booted: Booted) -> None:
+    for mechanism, run in booted.runs.items():
+        trace = run.trace()
+        for path in (f"/mnt/ext4/{mechanism}", f"/mnt/ext4/{mechanism}-later"):
+            where = f"name = 'block:block_rq:write' AND path = '{path}'"
+            rows = trace.calls("size, flags, pid, ret", where)
+            assert sum(size for size, *_ in rows) == ON_DISK, mechanism
+            assert {(flags, ret == size) for size, flags, _, ret in rows} == {(ASYNC, True)}
+            writers = trace.sql("SELECT DISTINCT pid FROM calls WHERE path = ? AND fd >= 0", path)
+            assert {(row[2],) for row in rows} == set(writers)
+
+
+def test_work_of_kernel_threads_is_linked_to_who_dirtied_the_file(booted: Booted) -> None:
+    for mechanism, trace in traces(booted):
+        path = f"/mnt/ext4/{mechanism}-later"
+        ((pid,),) = trace.sql("SELECT DISTINCT pid FROM calls WHERE path = ? AND fd >= 0", path)
+        rows = trace.calls("flags, pid", f"name = 'ext4_writepages' AND path = '{path}'")
+        assert rows and set(rows) == {(ASYNC, pid)}, mechanism
+
+
+def test_arguments_are_kept(booted: Booted) -> None:
+    for mechanism, trace in traces(booted):
+        rows = trace.sql(
+            "SELECT a.name, a.value, count(*) FROM arguments a JOIN events e USING (ts, tid, func) "
+            "WHERE e.flags & 8 > 0 GROUP BY ALL ORDER BY a.name"
+        )
+        assert rows == [("count", BYTES, 3 * WRITES)], mechanism
+
+
+def test_functions_that_cannot_be_probed_are_named_and_the_rest_goes_on(booted: Booted) -> None:
+    for mechanism, run in booted.runs.items():
+        rows = [row for row in run.info()["skipped"] if row["layer"] == "kernel"]
+        skipped = {row["name"]: row["reason"] for row in rows}
+        if mechanism != NONE:
+            assert set(skipped) == MISSING
+            assert skipped["no_such_function"] == "this kernel has no such function"
+            assert "functions of this kernel have this name" in skipped["type_show"]
+
+
+def test_a_kernel_without_probes_on_functions_uses_tracepoints(booted: Booted) -> None:
+    if NONE not in OFFERS[booted.kernel]:
+        return
+    run = booted.runs[NONE]
+    trace = run.trace()
+    rows = trace.calls("ret, flags", f"name = 'ext4_sync_file' AND path = '/mnt/ext4/{NONE}'")
+    assert rows == [(0, 0)]
+    skipped = {row["name"] for row in run.info()["skipped"]}
+    assert "vfs_write" in skipped and "ext4_sync_file" not in skipped
