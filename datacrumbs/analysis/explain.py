@@ -44,6 +44,7 @@ from datacrumbs.analysis.one_call import calls_inside
 from datacrumbs.analysis.order import pieces_of
 from datacrumbs.analysis.processes import Process, ProcessIndex
 from datacrumbs.analysis.ranks import Ranks, ranks_of
+from datacrumbs.analysis.ranks import told as told_ranks
 from datacrumbs.analysis.selection import Selection, check_selection
 from datacrumbs.analysis.targets import Key, Path, Target, Targets, Who, children
 from datacrumbs.analysis.variation import cause_in, variation_of
@@ -130,7 +131,7 @@ class _Home:
         if number >= len(self.processes):  # not in the table; all of those are one
             return Who(host, 0, None, "")
         process = self.processes[number]
-        rank = self.ranks.get((host, number)) if len(self.ranks) > 1 else None
+        rank = told_ranks(self.ranks).get((host, number))
         return Who(host, process.pid, rank, process.comm)
 
     def path_of(self, file: int) -> str:

@@ -23,12 +23,12 @@ from datacrumbs.analysis.model import Summary
 from datacrumbs.analysis.nesting import Nested
 from datacrumbs.analysis.processes import ProcessIndex
 from datacrumbs.analysis.quantiles import bucket_of
-from datacrumbs.analysis.ranks import Ranks, natural, ranks_of
+from datacrumbs.analysis.ranks import Ranks, natural, ranks_of, told
 from datacrumbs.analysis.selection import Selection
 from datacrumbs.analysis.timeline import BINS, Axis, Row, Timeline, TimelineTally, timeline_of
 from datacrumbs.trace.reader import HostTrace, Trace
 
-FUNCTIONS_EXPLAINED = 8
+FUNCTIONS_EXPLAINED = 6
 
 LATENCY_EDGES = (0, 1, 2, 3, *(n << power for power in range(61) for n in (4, 5, 6, 7)), 1 << 63)
 """Where classes of latency begin: four for each power of two."""
@@ -89,7 +89,7 @@ def draw(
         timeline=timeline_of(
             [axes[host.host] for host in hosts],
             [watcher.timeline.result() for watcher in watchers],
-            [_rows(host, ranks) for host in hosts],
+            [_rows(host, told(ranks)) for host in hosts],
         ),
         flame=flame_of(watcher.flame for watcher in watchers),
         latencies=[

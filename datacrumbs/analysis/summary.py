@@ -32,7 +32,7 @@ from datacrumbs.analysis.model import (
 )
 from datacrumbs.analysis.order import in_order
 from datacrumbs.analysis.quantiles import ERROR_BOUND, POWER_ERROR_BOUND, quantile
-from datacrumbs.analysis.ranks import Ranks, ranks_of
+from datacrumbs.analysis.ranks import Ranks, ranks_of, told
 from datacrumbs.analysis.tally import COLUMNS, SIZE_CLASSES, AccessTally, HostTally
 from datacrumbs.trace.clocks import RealtimeClock
 from datacrumbs.trace.reader import HostTrace, Trace
@@ -61,7 +61,7 @@ def summarise_with_durations(
     parts: list[_HostPart] = []
     functions = _Functions()
     files: list[pa.Table] = []
-    ranks = ranks_of(trace)
+    ranks = told(ranks_of(trace))
     for host in trace.hosts:
         part, named = _read(host, ranks)
         parts.append(part)

@@ -10,6 +10,7 @@ import click
 
 from datacrumbs.cli.app import command
 from datacrumbs.cli.progress import progress
+from datacrumbs.errors import BadInputError
 
 if TYPE_CHECKING:
     from datacrumbs.trace.reader import Trace
@@ -68,6 +69,8 @@ def main(trace: Path, output: str, html: Path | None, top: int | None) -> None:
     from datacrumbs.report.text import write_text
     from datacrumbs.trace.reader import open_trace
 
+    if html and output == "json":
+        raise BadInputError("--html and --format json: one or the other, please")
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     opened = open_trace(trace)
     if html:

@@ -347,7 +347,7 @@
   }
   (function timeline() {
     const T = D.timeline;
-    byId("how-timeline").textContent = `Each line is one ${T.ranked ? "rank" : "process"}, time goes from left to right and darker (at night: brighter) is more; `
+    byId("how-timeline").textContent = `Each line is one ${T.ranked ? "rank" : "process"}, time goes from left to right and darker (in dark mode: brighter) is more; `
       + "gaps across all lines are phases without I/O, lines that differ are stragglers.";
     if (!T.rows.length) {
       nothing("timeline", D.no_events || "No calls that move data or change files.");
@@ -445,7 +445,7 @@
         ink.fillStyle = heat(x / (scale.width - 1));
         ink.fillRect(x, 0, 1, scale.height);
       }
-      legend.replaceChildren(...(max ? [el("span", {}, show(min)), scale, el("span", {}, show(max))] : [el("span", {}, "none in this run")]));
+      legend.replaceChildren(...(max ? [el("span", {}, `${METRICS[metric][0]}: ${show(min)}`), scale, el("span", {}, show(max))] : [el("span", {}, "none in this run")]));
       const node = picture(width, height, "Axes of the timeline");
       node.append(svg("rect", { class: "plot", x: left, y: top, width: inner, height: plot }));
       const from = view.b0 * T.bin_ns, to = view.b1 * T.bin_ns;

@@ -20,7 +20,7 @@ from report_traces import File, Interval
 from report_traces import write_host as write_flat_host
 from selenium.webdriver.common.keys import Keys
 
-from datacrumbs.trace.runfile import Counts, LostBy, Skipped
+from datacrumbs.trace.runfile import Counts, LostBy, Skipped, State
 
 RANKS, STEPS = 4, 23
 MS = 1_000_000
@@ -366,6 +366,21 @@ def test_a_profile_says_what_it_cannot_show(tmp_path: Path, chromium: Page) -> N
     assert len(chromium.all("#latency .bar")) > 0
 
 
+@pytest.mark.parametrize("run_file", [True, False])
+def test_running_and_cut_off(tmp_path: Path, chromium: Page, run_file: bool) -> None:
+    calls = [FlatCall(func="write", ts=1000 * n, dur=99, ret=1, file=1) for n in range(23)]
+    write_flat_host(tmp_path / "run", calls, files=[File(file=1, path="/f")], state=State.RUNNING)
+    if not run_file:
+        (tmp_path / "run" / "host=n1" / "run.json").unlink()
+    chromium.open(page_of(tmp_path / "run", tmp_path / "page.html"))
+    assert chromium.errors() == []
+    said = chromium.text("#honesty")
+    assert said.startswith("Still running" if run_file else "Cut off")
+    assert "23 events kept" in said
+    assert chromium.one("#honesty").get_attribute("class") == "warn"
+    assert chromium.colours() > 1
+
+
 def test_an_empty_trace(tmp_path: Path, chromium: Page) -> None:
     write_flat_host(tmp_path / "run", [], processes=())
     chromium.open(page_of(tmp_path / "run", tmp_path / "page.html"))
@@ -383,6 +398,9 @@ def test_one_process_and_one_call(tmp_path: Path, chromium: Page) -> None:
     chromium.open(page_of(tmp_path / "run", tmp_path / "page.html"))
     assert chromium.errors() == []
     assert table_rows(chromium, "files")[0][0] == "/f"
+    (row,) = table_rows(chromium, "processes")
+    assert row[:4] == ["app", "n1", "100", ""]  # one process is no rank
+    assert "rank" not in chromium.text("#how-ranks")
 
 
 @pytest.fixture(scope="module")
@@ -449,6 +467,8 @@ def test_errors_are_one_line(tmp_path: Path, trace: Path) -> None:
         assert done.returncode in (1, 2)
         assert said in done.stderr.splitlines()[0]
         assert "Traceback" not in done.stderr
+    done = report("--html", tmp_path / "page.html", "--format", "json", trace)
+    assert (done.returncode, "one or the other" in done.stderr) == (2, True)
     done = report("--html", tmp_path / "page.html", tmp_path / "no-trace")
     assert done.returncode == 2
     assert list(tmp_path.iterdir()) == []
