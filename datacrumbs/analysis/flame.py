@@ -1,8 +1,9 @@
 """Time by call path: the breakdown of a whole run, layer by layer, that an icicle draws.
 
-What counts is what `datacrumbs.analysis.model` calls time in I/O, summed over threads: trees of
-calls whose outermost one waits (poll, select, epoll), is a system call that does no I/O, or has
-not returned, are left out whole. So is what the kernel does later (ASYNC).
+What counts is what `datacrumbs.analysis.model` calls time in I/O, summed over threads, to the
+nanosecond: a frame is outermost where a thread enters I/O. Calls that wait (poll, select, epoll)
+or do no I/O are frames only inside others; unfinished ones, and what the kernel does later
+(ASYNC), are none.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ LEAST_SHARE = 0.0002
 """Frames drawn at most, and the share of all time that one has at least."""
 
 _FUNC_BITS = 16
-_OUTSIDE, _NOT_COUNTED = -1, -2
+_OUTSIDE = -1
 
 
 class Frame(Struct, frozen=True, kw_only=True):
@@ -89,8 +90,7 @@ class FlameTally:
         for rows in batch.levels:
             up = batch.parent[rows]
             caller = np.where(up >= 0, path[up], _OUTSIDE)
-            inside = (caller >= 0) | (caller == _OUTSIDE) & counts[rows]
-            path[rows[~inside]] = _NOT_COUNTED
+            inside = (caller >= 0) | counts[rows]
             self._number(path, rows[inside], func, caller[inside])
         self._path = path
         chosen = np.arange(len(batch.kept), len(path))

@@ -311,8 +311,8 @@ def _slow(explained: Explained) -> dict[str, Any]:
         "name": explained.name,
         "layer": explained.layer,
         "facts": numbers_of(explained),
-        "causes": f"By layer: {shares(explained.layers)}."
-        + (f" By cause: {shares(causes)}." if causes else ""),
+        "causes": f"By layer: {shares(explained.layers)}"
+        + (f"; by cause: {shares(causes)}" if causes else ""),
         "variation": split_sentence(explained, variation) if variation else "",
         "findings": [sentence(f) for f in variation.findings[:FINDINGS]] if variation else [],
         "slowest": [slow_call(call) for call in explained.slowest],

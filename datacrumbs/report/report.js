@@ -586,7 +586,7 @@
         const text = `${nameOf(i)} ${w > 160 ? `${ns(timeOf(i))}${i >= 0 ? `, ${share(timeOf(i) / D.flame.time_ns)}` : ""}` : ""}`.trim();
         const fits = Math.floor((w - 8) / 6.7);
         const g = svg("g", { class: dim ? "above" : "", "data-frame": i });
-        g.append(svg("rect", { x, y: d * line, width: Math.max(0.4, w), height: line - 1, fill: i < 0 ? "#d0d4d9" : colour(F[i][1]) }));
+        g.append(svg("rect", { x, y: d * line, width: Math.max(0.4, w), height: line - 1, "stroke-width": w < 4 ? 0 : 0.75, fill: i < 0 ? "#d0d4d9" : colour(F[i][1]) }));
         if (fits >= 3) g.append(svg("text", { x: x + 4, y: d * line + 15 }, text.length > fits ? `${text.slice(0, fits - 1)}\u2026` : text));
         g.addEventListener("click", () => zoom(i === root ? parentOf(i) : i));
         g.addEventListener("pointermove", (event) => showTip(told(i), event.clientX, event.clientY));
