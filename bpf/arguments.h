@@ -34,7 +34,7 @@ static __always_inline long read_argument(char *to, __u32 bytes, __u16 type, __u
 	if (type == DC_STRING) {
 		n = user ? bpf_probe_read_user_str(to, bytes, (void *)from)
 			 : bpf_probe_read_kernel_str(to, bytes, (void *)from);
-		return n - 1; /* without NUL */
+		return n > 0 ? n - 1 : n; /* without NUL; Linux 6.12 gives 0 for "" */
 	}
 	n = user ? bpf_probe_read_user(to, bytes, (void *)from)
 		 : bpf_probe_read_kernel(to, bytes, (void *)from);

@@ -33,7 +33,8 @@ struct {
 
 /*
  * Is this an interrupt or softirq on top of the current task? `here` is an address on the stack
- * in use. On x86 interrupts have stacks of their own; the count of them is a variable whose name not every kernel knows.
+ * in use. On x86 interrupts have stacks of their own; the count of them is a variable whose name
+ * not every kernel knows.
  */
 static __always_inline bool interrupted(struct task_struct *task, __u64 here)
 {
@@ -44,39 +45,69 @@ static __always_inline bool interrupted(struct task_struct *task, __u64 here)
 #endif
 }
 
-/* Arguments of a function, or of a tracepoint. */
-struct arguments {
-	__u64 value[8];
+/* Where arguments are: in registers at a function's entry, or handed to a tracepoint. */
+struct origin {
+	void *ctx;
+	bool point;
 };
 
-static __always_inline __u64 pick(const struct arguments *arguments, __s8 index)
+/*
+ * Each a load of its own, which the compiler must not make one of: a context is read at constant
+ * offsets only. And the kernel refuses programs that look beyond a tracepoint's last argument:
+ * where `index` is known at load, the others are not there.
+ */
+#define ARGUMENT(n, expression)                                                                    \
+	case n: {                                                                                  \
+		__u64 value = (__u64)(expression);                                                 \
+		asm volatile("" : "+r"(value) : "i"(n));                                           \
+		return value;                                                                      \
+	}
+
+static __always_inline __u64 point_argument(struct bpf_raw_tracepoint_args *ctx, __s8 index)
 {
-	return arguments->value[index & 7];
+	switch (index) {
+		ARGUMENT(0, ctx->args[0])
+		ARGUMENT(1, ctx->args[1])
+		ARGUMENT(2, ctx->args[2])
+		ARGUMENT(3, ctx->args[3])
+		ARGUMENT(4, ctx->args[4])
+		ARGUMENT(5, ctx->args[5])
+		ARGUMENT(6, ctx->args[6])
+		ARGUMENT(7, ctx->args[7])
+	}
+	return 0;
 }
 
-static __always_inline void function_arguments(struct arguments *to, struct pt_regs *ctx)
+static __always_inline __u64 function_argument(struct pt_regs *ctx, __s8 index)
 {
-	to->value[0] = PT_REGS_PARM1(ctx);
-	to->value[1] = PT_REGS_PARM2(ctx);
-	to->value[2] = PT_REGS_PARM3(ctx);
-	to->value[3] = PT_REGS_PARM4(ctx);
-	to->value[4] = PT_REGS_PARM5(ctx);
+	switch (index) {
+		ARGUMENT(0, PT_REGS_PARM1(ctx))
+		ARGUMENT(1, PT_REGS_PARM2(ctx))
+		ARGUMENT(2, PT_REGS_PARM3(ctx))
+		ARGUMENT(3, PT_REGS_PARM4(ctx))
+		ARGUMENT(4, PT_REGS_PARM5(ctx))
 #if defined(__TARGET_ARCH_x86)
-	to->value[5] = ctx->r9;
+		ARGUMENT(5, ctx->r9)
 #else
-	to->value[5] = ctx->regs[5];
+		ARGUMENT(5, ctx->regs[5])
 #endif
-	to->value[6] = to->value[7] = 0;
+	}
+	return 0;
 }
 
-static __always_inline void read_place(struct subject *subject, const struct arguments *arguments,
+static __always_inline __u64 pick(struct origin from, __s8 index)
+{
+	return from.point ? point_argument(from.ctx, index) : function_argument(from.ctx, index);
+}
+
+static __always_inline void read_place(struct subject *subject, struct origin from,
 				       const volatile struct dc_function *function)
 {
 	subject->offset = subject->size = -1;
 	if (function->kind)
-		look_at(subject, pick(arguments, function->object) + function->embedded, function->kind);
+		look_at(subject, pick(from, function->object) + function->embedded, function->kind);
 	if (function->offset >= 0) {
-		__u64 offset = pick(arguments, function->offset), file = subject->file;
+		__u64 offset = pick(from, function->offset), file = subject->file;
 		if (function->how & DC_OFFSET_POINTER) {
 			__u64 address = offset;
 			if (bpf_probe_read_kernel(&offset, sizeof(offset), (void *)address))
@@ -85,7 +116,7 @@ static __always_inline void read_place(struct subject *subject, const struct arg
 		subject->offset = function->how & DC_OFFSET_PAGES ? offset << config.page_shift : offset;
 	}
 	if (function->size >= 0) {
-		__u64 size = pick(arguments, function->size);
+		__u64 size = pick(from, function->size);
 		if (function->how & DC_SIZE_ITER)
 			size = BPF_CORE_READ((struct iov_iter *)size, count);
 		subject->size = function->how & DC_SIZE_32 ? (__u32)size : size;
@@ -139,11 +170,14 @@ static __always_inline struct frame *push(struct task_struct *task, __u64 sp, __
 }
 
 /* The frame around the one that a kernel thread pushes now, if any. */
-static __always_inline struct frame *enclosing(struct task_struct *task)
+static __always_inline struct frame *enclosing(struct task_struct *task, __u64 sp)
 {
 	struct frames *frames = bpf_task_storage_get(&kernel_frames, task, 0, 0);
-	__u32 depth = frames ? frames->depth : 0;
 
+	if (!frames || !frames->depth)
+		return 0;
+	drop_stale(frames, sp, 0);
+	__u32 depth = frames->depth;
 	if (!depth || depth > DC_KERNEL_DEPTH)
 		return 0;
 	return &frames->frame[(depth - 1) & (DC_KERNEL_DEPTH - 1)];
@@ -153,9 +187,9 @@ static __always_inline struct frame *enclosing(struct task_struct *task)
 struct found {
 	struct dc_task *self; /* 0: a kernel thread's call */
 	__u64 file;
-	__s64 offset, size, call;
+	__s64 call; /* start of the system call it is in */
 	__s32 pid, tid;
-	__u32 flags;
+	__u32 flags, unused;
 };
 
 static __always_inline bool find_own(struct found *found, struct dc_task *self,
@@ -172,12 +206,12 @@ static __always_inline bool find_own(struct found *found, struct dc_task *self,
 
 static __always_inline bool find_async(struct found *found, struct task_struct *task,
 				       const volatile struct dc_function *function,
-				       struct subject *subject)
+				       struct subject *subject, __u64 sp)
 {
 	struct dirt dirt;
 
 	found->flags = DC_ASYNC;
-	struct frame *around = enclosing(task);
+	struct frame *around = enclosing(task, sp);
 	if (whose(&dirt, subject) && (dirt.is & function->select)) {
 		found->file = dirt.file;
 		found->pid = dirt.pid;
@@ -193,11 +227,10 @@ static __always_inline bool find_async(struct found *found, struct task_struct *
 }
 
 /* Is this call the run's? Fills `found` with what it is about. */
-static __always_inline bool find(struct found *found, struct task_struct *task,
-				 const struct arguments *arguments,
-				 const volatile struct dc_function *function, __u64 here)
+static __always_inline bool find(struct found *found, struct subject *subject,
+				 struct task_struct *task, struct origin from,
+				 const volatile struct dc_function *function, __u64 sp, __u64 here)
 {
-	struct subject subject = {};
 	struct dc_task *self = 0;
 	bool thread = task->flags & PF_KTHREAD;
 
@@ -211,7 +244,7 @@ static __always_inline bool find(struct found *found, struct task_struct *task,
 			counters_here()->filtered++;
 			return false;
 		}
-	} else if (!function->kind && !enclosing(task)) {
+	} else if (!function->kind && !enclosing(task, sp)) {
 		return false;
 	}
 	if (interrupted(task, here)) {
@@ -219,50 +252,47 @@ static __always_inline bool find(struct found *found, struct task_struct *task,
 			counters_here()->filtered++;
 		return false;
 	}
-	read_place(&subject, arguments, function);
-	if (!(self ? find_own(found, self, &subject)
-		   : find_async(found, task, function, &subject)))
-		return false;
+	read_place(subject, from, function);
 	found->self = self;
-	found->offset = subject.offset;
-	found->size = subject.size;
-	return true;
+	return self ? find_own(found, self, subject)
+		    : find_async(found, task, function, subject, sp);
 }
 
 static __always_inline __u32 keep(struct dc_task *self, struct task_struct *task,
-				  const struct arguments *arguments, __u16 func, __s64 ts)
+				  struct origin from, __u16 func, __s64 ts)
 {
 	__u64 *values = argument_values(task);
 
 	if (!values)
 		return 0;
 	for (int i = 0; i < 6; i++)
-		values[i] = arguments->value[i];
+		values[i] = pick(from, i);
 	send_arguments(self, func, ts, false);
 	return DC_HAS_ARGUMENTS;
 }
 
-static __always_inline bool begin(struct task_struct *task, const struct arguments *arguments,
+static __always_inline bool begin(struct task_struct *task, struct origin from,
 				  const volatile struct dc_function *function, __u16 func, __u64 sp,
 				  __u64 here)
 {
 	struct found found = {};
+	struct subject subject = {};
 
-	if (!find(&found, task, arguments, function, here))
+	if (!find(&found, &subject, task, from, function, sp, here))
 		return false;
 	struct frame *frame = push(task, sp, found.call);
 	if (!frame)
 		return true; /* counted in the depth: its return must come */
 	frame->file = found.file;
-	frame->offset = found.offset;
-	frame->size = found.size;
+	frame->offset = subject.offset;
+	frame->size = subject.size;
 	frame->pid = found.pid;
 	frame->tid = found.tid;
 	frame->flags = found.flags;
 	frame->func = func;
 	frame->ts = bpf_ktime_get_ns();
 	if (found.self && (function->how & DC_KEEPS))
-		frame->flags |= keep(found.self, task, arguments, func, frame->ts);
+		frame->flags |= keep(found.self, task, from, func, frame->ts);
 	return true;
 }
 
@@ -327,10 +357,9 @@ static __always_inline __s64 returned(__u64 value, __u8 returns)
 static __always_inline bool enter_kernel(struct pt_regs *ctx)
 {
 	__u16 func = bpf_get_attach_cookie(ctx);
-	struct arguments arguments;
+	struct origin from = {.ctx = ctx};
 
-	function_arguments(&arguments, ctx);
-	return begin(bpf_get_current_task_btf(), &arguments, &config.functions[func], func,
+	return begin(bpf_get_current_task_btf(), from, &config.functions[func], func,
 		     PT_REGS_SP(ctx), PT_REGS_SP(ctx));
 }
 

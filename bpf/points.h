@@ -21,37 +21,25 @@ struct {
 	__type(value, struct request_start);
 } requests SEC(".maps");
 
-static __always_inline void point_arguments(struct arguments *to,
-					    struct bpf_raw_tracepoint_args *ctx, __u8 count)
-{
-	/* the kernel refuses programs that look beyond a tracepoint's last argument */
-	to->value[0] = count > 0 ? ctx->args[0] : 0;
-	to->value[1] = count > 1 ? ctx->args[1] : 0;
-	to->value[2] = count > 2 ? ctx->args[2] : 0;
-	to->value[3] = count > 3 ? ctx->args[3] : 0;
-	to->value[4] = count > 4 ? ctx->args[4] : 0;
-	to->value[5] = count > 5 ? ctx->args[5] : 0;
-	to->value[6] = count > 6 ? ctx->args[6] : 0;
-	to->value[7] = count > 7 ? ctx->args[7] : 0;
-}
-
-static __always_inline void emit_found(const struct found *found, __u16 func, __s64 ret)
+static __always_inline void emit_found(const struct found *found, const struct subject *subject,
+				       __u16 func, __s64 ret)
 {
 	struct dc_event event = {
-		.ts = bpf_ktime_get_ns(), .file = found->file, .offset = found->offset,
-		.size = found->size, .ret = ret, .fd = -1, .func = func, .flags = found->flags,
+		.ts = bpf_ktime_get_ns(), .file = found->file, .offset = subject->offset,
+		.size = subject->size, .ret = ret, .fd = -1, .func = func, .flags = found->flags,
 		.pid = found->pid, .tid = found->tid,
 	};
 	finish(&event);
 }
 
 /* func, func + 1 and func + 2 are reads, writes and the rest */
-static __always_inline void issue(const struct found *found, __u64 request, __u16 func)
+static __always_inline void issue(const struct found *found, const struct subject *subject,
+				  __u64 request, __u16 func)
 {
 	__u32 what = BPF_CORE_READ((struct request *)request, cmd_flags) & 0xff; /* REQ_OP_MASK */
 	struct request_start start = {
-		.ts = bpf_ktime_get_ns(), .file = found->file, .offset = found->offset,
-		.size = found->size, .pid = found->pid, .tid = found->tid,
+		.ts = bpf_ktime_get_ns(), .file = found->file, .offset = subject->offset,
+		.size = subject->size, .pid = found->pid, .tid = found->tid,
 		.func = func + (what < 2 ? what : 2),
 	};
 
@@ -60,16 +48,16 @@ static __always_inline void issue(const struct found *found, __u64 request, __u1
 }
 
 /* The second argument is a blk_status_t, the third the bytes done now. */
-static __always_inline int done(const struct arguments *arguments)
+static __always_inline int done(struct origin from)
 {
-	__u64 request = pick(arguments, 0);
+	__u64 request = pick(from, 0);
 	struct request_start *start = bpf_map_lookup_elem(&requests, &request);
 
-	if (!start || (__u32)pick(arguments, 2) < BPF_CORE_READ((struct request *)request, __data_len))
+	if (!start || (__u32)pick(from, 2) < BPF_CORE_READ((struct request *)request, __data_len))
 		return 0;
 	struct dc_event event = {
 		.ts = start->ts, .dur = bpf_ktime_get_ns() - start->ts, .file = start->file,
-		.offset = start->offset, .size = start->size, .ret = (__u8)pick(arguments, 1) ? -5 /* EIO */ : start->size,
+		.offset = start->offset, .size = start->size, .ret = (__u8)pick(from, 1) ? -5 /* EIO */ : start->size,
 		.fd = -1, .func = start->func, .flags = DC_ASYNC, .pid = start->pid, .tid = start->tid,
 	};
 	bpf_map_delete_elem(&requests, &request);
@@ -81,29 +69,29 @@ static __noinline int at_point(struct bpf_raw_tracepoint_args *ctx,
 				    const volatile struct dc_point *point)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct arguments arguments;
+	struct origin from = {.ctx = ctx, .point = true};
+	struct subject subject = {};
 	struct found found = {};
 	__u64 here; /* the context lies on the stack; read back as a plain number */
 
 	bpf_probe_read_kernel(&here, sizeof(here), &ctx);
-	point_arguments(&arguments, ctx, point->arguments);
-	__s64 ret = point->result >= 0 ? (__s64)pick(&arguments, point->result) : 0;
+	__s64 ret = point->result >= 0 ? (__s64)pick(from, point->result) : 0;
 	ret = returned(ret, point->roles.returns);
 	switch (point->part) {
 	case DC_ENTER:
-		begin(task, &arguments, &point->roles, point->func, 0, here);
+		begin(task, from, &point->roles, point->func, 0, here);
 		return 0;
 	case DC_LEAVE:
 		return end(task, point->func, ret, here);
 	case DC_DONE:
-		return done(&arguments);
+		return done(from);
 	}
-	if (!find(&found, task, &arguments, &point->roles, here))
+	if (!find(&found, &subject, task, from, &point->roles, 0, here))
 		return 0;
 	if (point->part == DC_ISSUE)
-		issue(&found, pick(&arguments, 0), point->func);
+		issue(&found, &subject, pick(from, 0), point->func);
 	else
-		emit_found(&found, point->func, ret);
+		emit_found(&found, &subject, point->func, ret);
 	return 0;
 }
 

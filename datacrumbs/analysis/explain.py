@@ -28,6 +28,7 @@ from datacrumbs.analysis.attribution import (
 )
 from datacrumbs.analysis.causes import Cause
 from datacrumbs.analysis.explanation import (
+    AsyncWork,
     Explained,
     Explanation,
     Inner,
@@ -222,6 +223,7 @@ def _explanation(
     by_name = {home.trace.host: home for home in homes}
     sums = {name: sum(home.counts[name] for home in homes) for name in _COUNTS}
     lost = sum(run.counts.lost for run in runs)
+    work = _work(targets)
     return Explanation(
         run_id=runs[0].run_id if runs else trace.path.name,
         user=runs[0].user if runs else "",
@@ -235,10 +237,12 @@ def _explanation(
             *host_notes(trace, facts),
             *profile_notes(trace),
             *_notes(lost, sums, len(ordered)),
+            *_fileless(work),
         ],
         time_ns=whole_ns,
         functions=len(ordered),
         quantile_error=QUANTILE_ERROR,
+        later=work,
         explained=[_explained(target, whole_ns, by_name) for target in ordered[:top]],
         **sums,
     )
@@ -270,6 +274,27 @@ def _notes(lost: int, sums: dict[str, int], found: int) -> list[str]:
             "inside it: a damaged trace, or a clock that went back."
         )
     return notes
+
+
+def _work(targets: Targets) -> list[AsyncWork]:
+    found = []
+    for key, sums in sorted(targets.work.items()):
+        count, time_ns, fileless = sums.tolist()
+        found.append(
+            AsyncWork(
+                layer=key.layer, name=key.name, count=count, time_ns=time_ns, fileless=fileless
+            )
+        )
+    return found
+
+
+def _fileless(work: list[AsyncWork]) -> list[str]:
+    return [
+        f"{w.name} ({w.layer}): of {w.count} pieces of asynchronous work {w.fileless} are of no "
+        "known file, and count for no call."
+        for w in work
+        if w.fileless
+    ]
 
 
 def _explained(target: Target, whole_ns: int, homes: dict[str, _Home]) -> Explained:

@@ -58,6 +58,17 @@ class LaterWork(Struct, frozen=True, kw_only=True):
     share: float
 
 
+class AsyncWork(Struct, frozen=True, kw_only=True):
+    """Asynchronous work of the kernel for the run; ``fileless``: of no known file, and so
+    counted for no call."""
+
+    layer: str
+    name: str
+    count: int
+    time_ns: int
+    fileless: int
+
+
 class Group(Struct, frozen=True, kw_only=True):
     """Fast calls, or slow ones, of ``from_ns`` up to ``to_ns``."""
 
@@ -193,4 +204,5 @@ class Explanation(Struct, frozen=True, kw_only=True):
     time_ns: int
     functions: int
     quantile_error: float
+    later: list[AsyncWork]
     explained: list[Explained]

@@ -107,6 +107,7 @@ class Targets:
 
     def __init__(self) -> None:
         self.by_key: dict[Key, Target] = {}
+        self.work: dict[Key, Numbers] = {}  # asynchronous: count, time, how many of no known file
 
     def add(
         self,
@@ -158,6 +159,8 @@ class Targets:
     def _add_sums(
         self, host: str, part: Attribution, key_of: _Names, who: Callable[[int], Who]
     ) -> None:
+        for func, sums in part.work.items():
+            self.work.setdefault(key_of(func), np.zeros(3, np.int64))[:] += sums
         for func, (count, time_ns) in part.unfinished.items():
             self._target(key_of, func).unfinished += count
             self._target(key_of, func).unfinished_ns += time_ns

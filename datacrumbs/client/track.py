@@ -70,6 +70,8 @@ def track(executable: Path, library: Path) -> Path:
         program = _check_program(fd, path, library)
         with _new_file(path) as new_path:
             _build(fd, new_path, program, library)
+            # before anything else has its name: the file may be another's original by now
+            _check_unchanged(fd, path)
             with _kept_original(fd, path):
                 _check_unchanged(fd, path)
                 new_path.rename(path)
@@ -274,7 +276,10 @@ def _saying_nothing_changed(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _new_file(path: Path) -> Iterator[Path]:
-    """A new, empty file beside ``path``; gone on leaving unless renamed."""
+    """A new, empty file beside ``path``; gone on leaving unless renamed.
+
+    While it is there, no other `track` of ``path`` gets this far.
+    """
     new_path = path.with_name(f".{path.name}{NEW}")
     try:
         os.close(os.open(new_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o700))

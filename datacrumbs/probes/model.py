@@ -74,7 +74,11 @@ class UserFunction(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class KernelFunction(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One function of the kernel, by the name ``/proc/kallsyms`` has."""
+    """One function of the kernel, by the name ``/proc/kallsyms`` has, or a tracepoint.
+
+    A tracepoint is ``group:event``; ``group:name`` of a pair (``name_enter``, ``name_exit``) is
+    calls, and ``block:block_rq`` requests to a device. Arguments are numbers only.
+    """
 
     name: Name
     arguments: Arguments = []

@@ -23,7 +23,7 @@ SUBJECTS = {  # by preference: what tells most comes first
     "address_space": Subject.MAPPING,
     "request": Subject.REQUEST,
     "bio": Subject.BIO,
-    "journal_s": Subject.JOURNAL,
+    "journal_t": Subject.JOURNAL,
 }
 OFFSETS = {"pos", "ppos", "offset", "off", "start", "from", "iocb_pos", "lstart"}
 PAGE_OFFSETS = {"index", "pgoff", "start_index"}

@@ -141,7 +141,11 @@ down() { # whatever there is of it
 			done
 		fi
 		ip netns del "$NAME-$N" 2>/dev/null || true
-		find "$UNI/$NAME-$N" -depth -type d -exec rmdir {} \; 2>/dev/null || true
+		for _ in $(seq 60); do # its last processes may still be on their way out
+			[ -d "$UNI/$NAME-$N" ] || break
+			find "$UNI/$NAME-$N" -depth -type d -exec rmdir {} \; 2>/dev/null || true
+			sleep 0.05
+		done
 	done
 	ip netns del "$NAME-sw" 2>/dev/null || true
 	rm -rf --one-file-system "$T"

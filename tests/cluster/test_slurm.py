@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from cluster.bed import NODES, ON_ONE_SUITE, PREFIX, Bed
+from kernel.tracing import wait_until
 
 SIZE = 4097
 COUNT = 23
@@ -184,10 +185,12 @@ def test_a_requeued_job_is_a_new_run(cluster: Bed) -> None:
     # Slurm lets a requeued job wait for two minutes
     cluster.wait_job(job, "PD")
     cluster.out("n1", "scontrol", "update", f"job={job}", "StartTime=now")
+    trace = cluster.shared / f"home/alice/datacrumbs/{job}"
+    # the nodes are idle until it starts again, too
+    wait_until(lambda: list(trace.glob("previous-*")), "the second run of the job", 200)
     cluster.wait_idle()
     assert cluster.writes(job, SIZE) == {"n3": COUNT}
-    before = list((cluster.shared / f"home/alice/datacrumbs/{job}").glob("previous-*"))
-    assert len(before) == 1
+    assert len(list(trace.glob("previous-*"))) == 1
 
 
 @ON_ONE_SUITE

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
+import os
 import re
+import sys
+from pathlib import Path
 
+import duckdb
 import pytest
-from cluster.bed import ON_ONE_SUITE, PREFIX, SCHEDULER, Bed, install
-from cluster.test_slurm import comment
+from cluster.bed import ON_ONE_SUITE, PREFIX, PYTHON, SCHEDULER, Bed, install
+from cluster.test_slurm import comment, job_of, sh
+from kernel.tracing import user_layer
+
+from datacrumbs.probes.model import KernelFunction, KernelLayer, SyscallLayer
 
 pytestmark = ON_ONE_SUITE
 
@@ -35,6 +44,40 @@ def test_the_status_line_tells_rate_and_losses(cluster: Bed) -> None:
         assert cluster.unit("n1", job, name) == value
     assert cluster.unit("n1", job, "MemoryMax") == str(2 << 30)
     cluster.wait_idle()
+
+
+def test_all_kinds_of_layers_attach_with_the_little_the_unit_may_do(cluster: Bed) -> None:
+    python = Path(os.path.realpath(sys.executable))  # the same file on the nodes
+    main = user_layer("python", python, "Py_BytesMain|PyImport_ImportModule")
+    fsync = KernelLayer(name="kernel", functions=[KernelFunction(name="ext4_sync_file")])
+    calls = SyscallLayer(name="syscall", functions=["fsync"])
+    asked = comment(cluster.sign(layers=[main, fsync, calls]))
+    code = "import os; fd = os.open('x', os.O_RDWR | os.O_CREAT); os.write(fd, b'x'); os.fsync(fd)"
+    said = cluster.srun("-Q", "-wn1", "--comment", asked, *sh(f'{PYTHON} -I -c "{code}"'))
+    assert said.stderr == ""
+    cluster.wait_idle()
+    path = cluster.hosts(job_of(said.stdout))["n1"]
+    info = json.loads((path / "run.json").read_text())
+    assert info["skipped"] == []
+    names = (
+        f"SELECT name, count(*) FROM '{path}/events-*.parquet' JOIN '{path}/functions-*.parquet'"
+    )
+    found = dict(duckdb.sql(f"{names} USING (func) GROUP BY name").fetchall())
+    assert found["Py_BytesMain"] == found["fsync"] == found["ext4_sync_file"] == 1, found
+
+
+def test_the_compiler_of_custom_programs_may_fence_itself_in(cluster: Bed) -> None:
+    code = "import ctypes; print(ctypes.CDLL(None).syscall(444, None, 0, 1))"  # Landlock's version
+    with cluster.drop_in("n1", "Type=oneshot", "ExecStart=", f"ExecStart={PYTHON} -I -c '{code}'"):
+        cluster.out("n1", "mkdir", "-p", "/run/datacrumbs")
+        cluster.out("n1", "touch", "/run/datacrumbs/datacrumbs-fence.env")
+        cluster.out("n1", "systemctl", "start", "datacrumbs@fence")
+        said = cluster.out(
+            "n1", "journalctl", "-o", "cat", "-u", "datacrumbs@fence", "-t", "python"
+        )
+        cluster.out("n1", "rm", "/run/datacrumbs/datacrumbs-fence.env")
+    with_nothing_in_the_way = ctypes.CDLL(None).syscall(444, None, 0, 1)
+    assert said == str(with_nothing_in_the_way)
 
 
 def test_an_admin_starts_and_stops_a_run_by_the_unit_alone(cluster: Bed) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import subprocess
@@ -47,11 +46,18 @@ int main(void) {
 
 BUFFERS = """
 #include <stdio.h>
+#include <unistd.h>
 int main(void) {
-    static char buffer[1 << 18], block[1 << 12];
-    FILE *file = fopen("input", "r");
+    static char buffer[4096], block[256];
+    int ends[2];
+    pipe(ends);
+    if (!fork()) {
+        for (int i = 0; i < 40; i++) { usleep(20000); write(ends[1], buffer, sizeof buffer); }
+        _exit(0);
+    }
+    FILE *file = fdopen(ends[0], "r");
     setvbuf(file, buffer, _IOFBF, sizeof buffer);
-    for (int i = 0; i < 1024; i++) if (fread(block, sizeof block, 1, file) != 1) return 1;
+    for (int i = 0; i < 640; i++) if (fread(block, sizeof block, 1, file) != 1) return 1;
 }
 """
 
@@ -129,15 +135,14 @@ def test_synchronous_writes_are_told_by_their_file(traced_run: TracedRun) -> Non
 
 
 def test_freads_that_read_are_the_slow_ones(traced_run: TracedRun) -> None:
-    """1024 freads of 4 KiB through a buffer of 256 KiB: 16 of them call read."""
-    (traced_run.work / "input").write_bytes(os.urandom(1 << 22))
+    """640 freads through a buffer: 40 of them read from a pipe, which fills every 20 ms."""
     libc = _layer("libc", find_binary("libc.so.6", platform.machine()), "fread")
     traced(traced_run, traced_run.compile(BUFFERS), libc)
     (found,) = explain(traced_run, "--call", "fread")["explained"]
-    assert found["count"] == 1024
+    assert found["count"] == 640
     assert [(i["depth"], i["name"], i["count"]) for i in found["inside"]] == [
-        (0, "fread", 1024),
-        (1, "read", 16),
+        (0, "fread", 640),
+        (1, "read", 40),
     ]
     first = found["variation"]["findings"][0]
     assert (first["kind"], first["name"], first["cause"]) == ("inside", "read", "reading")

@@ -113,7 +113,7 @@ def test_calls_nest_in_the_system_call_that_made_them(ext4_run: TracedRun) -> No
 
 
 def test_requests_of_the_device_are_linked_to_the_file(ext4_run: TracedRun) -> None:
-    trace = traced(ext4_run, "block:block_rq")
+    trace = traced(ext4_run, "block:block_rq", "jbd2_journal_commit_transaction")
     rows = trace.calls(
         "pos, size, ret, flags, dur, pid",
         f"name = 'block:block_rq:write' AND {on_out(ext4_run)}",
@@ -126,11 +126,14 @@ def test_requests_of_the_device_are_linked_to_the_file(ext4_run: TracedRun) -> N
     assert {row[-1] for row in rows} == {pid}
     find = ["findmnt", "-no", "SOURCE", ext4_run.work / "mnt"]
     device = subprocess.run(find, check=True, capture_output=True, text=True).stdout.strip()
+    # the journal's thread, for the file system as a whole
     others = trace.sql(
-        "SELECT DISTINCT path, kind FROM calls WHERE name LIKE 'block:block_rq:%' "
+        "SELECT DISTINCT path, kind, flags FROM calls WHERE name LIKE 'block:block_rq:%' "
         f"AND NOT {on_out(ext4_run)}"
     )
-    assert others in ([], [(device, "block")])  # the journal's, when its thread did not do it
+    assert others == [(device, "block", ASYNC)]
+    commits = trace.calls("path, flags, pid", "name = 'jbd2_journal_commit_transaction'")
+    assert commits and set(commits) == {(device, ASYNC, 0)}
 
 
 def test_what_kernel_threads_write_later_is_linked_to_who_dirtied_it(ext4_run: TracedRun) -> None:

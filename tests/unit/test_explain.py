@@ -530,6 +530,13 @@ def test_asynchronous_work_on_the_file_is_counted_once(tmp_path: Path, batch_row
     }
     assert work == {"fsync": [("block_rq", 1, 3, 500)], "H5Fflush": [("block_rq", 1, 1, 400)]}
     assert found.events == 9
+    assert [(w.name, w.count, w.time_ns, w.fileless) for w in found.later] == [
+        ("block_rq", 6, 4_800, 1)
+    ]
+    assert found.notes == [
+        "block_rq (block): of 6 pieces of asynchronous work 1 are of no known file, and count for "
+        "no call."
+    ]
 
 
 def test_what_was_lost_or_cut_off_is_said(tmp_path: Path) -> None:

@@ -97,6 +97,12 @@ def test_tracepoints_are_found_with_names_of_their_arguments() -> None:
     assert kernel_types().tracepoint("no_such_event") is None
 
 
+def test_a_journal_is_known_by_the_name_of_its_type() -> None:
+    found = kernel_types().tracepoint("jbd2_start_commit")
+    assert found
+    assert roles_of(*found).kind is Subject.JOURNAL
+
+
 def test_a_function_is_the_pair_that_bears_its_name() -> None:
     found = points.find("ext4_sync_file", kernel_types())
     assert isinstance(found, points.Found)

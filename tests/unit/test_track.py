@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pwd
@@ -10,6 +11,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -437,3 +439,42 @@ def test_two_at_once(shop: Workshop) -> None:
         assert shop.run(program).stdout == "hello\n"
         assert shop.untrack(program).returncode == 0
         assert (_digest(program), shop.names()) == (before, ["program"])
+
+
+def test_one_that_comes_late_leaves_the_original_of_the_other(shop: Workshop) -> None:
+    """It has opened the program, and the other is done before it goes on."""
+    program = shop.compile()
+    before = _digest(program)
+    new = shop.directory / ".program.datacrumbs-new"
+    slow = ["strace", "-qq", "-o", "/dev/null", "-P", new, "-e", "trace=openat"]
+    slow += ["-e", "inject=openat:delay_enter=4000000:when=1"]
+    command = [*slow, BIN / "datacrumbs_track", "--executable", program]
+    with subprocess.Popen(
+        command,
+        user=shop.user.pw_uid,
+        group=shop.user.pw_gid,
+        extra_groups=[],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as late:
+        opened = Path(f"/proc/{late.pid}/task/{late.pid}/children")
+        deadline = time.monotonic() + 20
+        while not _has_open(opened, program):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert shop.track(program).returncode == 0
+        _, said = late.communicate(timeout=60)
+    assert late.returncode == 1 and "was replaced meanwhile; nothing was changed" in said
+    assert shop.untrack(program).returncode == 0
+    assert (_digest(program), shop.names()) == (before, ["program"])
+
+
+def _has_open(children: Path, program: Path) -> bool:
+    links = [
+        link
+        for child in children.read_text().split()
+        for link in Path("/proc", child, "fd").glob("*")
+    ]
+    with contextlib.suppress(OSError):
+        return any(link.readlink() == program for link in links)
+    return False

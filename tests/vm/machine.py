@@ -31,6 +31,10 @@ class MachineError(Exception):
     """The machine did not do what it was for; the text has its last words."""
 
 
+class DiedError(MachineError):
+    """It ended, or hung, before the command did."""
+
+
 def run_in(kernel: Kernel, command: list[str], *, shared: Path, timeout_s: float) -> str:
     """Boot, run ``command`` in ``shared``, power off; what it wrote. Raises `MachineError`."""
     with contextlib.ExitStack() as up:
@@ -47,7 +51,8 @@ def run_in(kernel: Kernel, command: list[str], *, shared: Path, timeout_s: float
         lines = [*_text(work / "console").splitlines()[-30:], _text(work / "qemu.log")]
         console = "\n".join(lines)
         what = f"exit code {answer}" if answer else f"it died or hung (qemu: {code})"
-        raise MachineError(f"kernel {kernel.name}: {what}\n{output}\n{console}")
+        kind = MachineError if answer else DiedError
+        raise kind(f"kernel {kernel.name}: {what}\n{output}\n{console}")
 
 
 def _text(path: Path) -> str:
