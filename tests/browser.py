@@ -47,6 +47,9 @@ class Page:
         """Another medium, or the colours of the night."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.command("Emulation.setEmulatedMedia", media=kind, features=[scheme])
+        # the page is told of it with the next frame
+        frames = "requestAnimationFrame(() => requestAnimationFrame(() => arguments[0]()))"
+        self.driver.execute_async_script(frames)
 
     def command(self, name: str, **values: Any) -> Any:
         return self.driver.execute_cdp_cmd(name, values)
