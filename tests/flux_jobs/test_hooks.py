@@ -195,6 +195,17 @@ def test_python_that_hangs_is_left_to_somebody_else(hooks: Hooks, name: str) -> 
     assert f"-m datacrumbs.jobs.clean {job_id}" in hooks.text("later")
 
 
+@pytest.mark.parametrize("name", ["prolog", "epilog"])
+def test_a_log_that_hangs_does_not_hold_the_node(hooks: Hooks, name: str) -> None:
+    (hooks.root / "logger").write_text("#!/bin/sh\nexec sleep 60\n")
+    (hooks.root / "rc").write_text("5")
+    environ = hooks.replay.job("traced")
+    (hooks.root / f"run/datacrumbs-{environ['FLUX_JOB_ID']}.env").touch()
+    started = time.monotonic()
+    assert hooks.run(name, environ)[0] == 0
+    assert time.monotonic() - started < 10
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("name", ["prolog", "epilog"])
 def test_a_signal_ends_it_at_once_with_success(
