@@ -59,3 +59,18 @@ def test_a_log_that_hangs_does_not_hold_the_node(hook: Path) -> None:
     (hook.parent / "rc").touch()
     assert _run(hook) < 10
     assert (hook.parent / "logged").exists()
+
+
+def test_the_task_prolog_keeps_what_a_user_has_set(tmp_path: Path) -> None:
+    (tmp_path / "datacrumbs-7.ready").touch()
+    (tmp_path / "library.so").touch()
+    text = (HOOKS / "task_prolog.sh").read_text()
+    text = text.replace("run_dir=/run/datacrumbs", f"run_dir={tmp_path}")
+    text = text.replace("library=/opt/", f"library={tmp_path}/library.so # ")
+    environ = {"SLURM_JOB_ID": "7", "LD_PRELOAD": r"/a\nb.so", "ASAN_OPTIONS": r"log_path=\tx"}
+    said = subprocess.run(["dash", "-c", text], env=environ, stdout=-1, check=True, text=True)
+    assert said.stdout.splitlines() == [
+        "export DATACRUMBS_RUN_ID=7",
+        rf"export LD_PRELOAD=/a\nb.so:{tmp_path}/library.so",
+        r"export ASAN_OPTIONS=log_path=\tx:verify_asan_link_order=0",
+    ]
