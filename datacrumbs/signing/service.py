@@ -21,6 +21,7 @@ import struct
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,9 @@ from datacrumbs.signing.protocol import Reply, frame, receive_frame, refusal
 
 GRACE_S = 1.0
 """What a child gets beyond its limit to say that it was late, before it is killed."""
+
+BUSY_EVERY_S = 1.0
+"""How often the audit says of one user that we are busy: a loop must not wash it away."""
 
 SD_LISTEN_FDS_START = 3
 BACKLOG = 1024
@@ -109,6 +113,8 @@ class Service:
         self.listener = listener
         self.workers: dict[int, Worker] = {}
         self.stopping = False
+        self.quiet_until: dict[int, float] = {}  # by uid
+        self.untold: Counter[int] = Counter()
 
     def run(self, status: str) -> None:
         """Serve until told to stop; tells systemd when ready, with ``status``."""
@@ -194,10 +200,19 @@ class Service:
                 return
             except OSError as error:
                 reason = f"cannot start a worker: {error.strerror}"
-        with contextlib.suppress(OSError):
-            audit.write("busy", reason)
+        self._tell_busy(audit, reason)
         _send_now(connection, refusal(reason, "try again in a few seconds"))
         connection.close()
+
+    def _tell_busy(self, audit: Audit, reason: str) -> None:
+        """One line, or, for a user who has just had one, a number in the next."""
+        if audit.started < self.quiet_until.get(audit.uid, 0):
+            self.untold[audit.uid] += 1
+            return
+        self.quiet_until[audit.uid] = audit.started + BUSY_EVERY_S
+        before = self.untold.pop(audit.uid, 0)
+        with contextlib.suppress(OSError):
+            audit.write("busy", reason + (f"; {before} more before this one" if before else ""))
 
     def _busy(self, uid: int) -> str:
         signing = self.config.signing

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import pwd
+import re
 import select
 import shutil
 import signal
@@ -425,6 +426,39 @@ def test_limits_hold_per_user_and_in_all(
     _wait(lambda: not service.workers())
     assert service.works(ordinary_user)
     assert [line["decision"] for line in service.audit()].count("busy") == 2
+
+
+FLOOD = """
+import socket, sys, time
+until = time.monotonic() + 2.5
+while time.monotonic() < until:
+    with socket.socket(socket.AF_UNIX) as one:
+        one.connect(sys.argv[1])
+        one.recv(1 << 16)
+"""
+
+
+def test_a_loop_of_requests_does_not_wash_away_the_audit(
+    make: Callable[..., Service], ordinary_user: User, other_user: User
+) -> None:
+    service = make(max_clients=3, max_clients_per_user=1, timeout_s=10)
+    service.start()
+    with socket.socket(socket.AF_UNIX) as holder:
+        holder.connect(str(service.socket))  # root's only one; what follows is turned away
+        command = [sys.executable, "-I", "-c", FLOOD, str(service.socket)]
+        _wait(lambda: len(service.workers()) == 1)
+        subprocess.run(command, check=True, timeout=30)
+        assert service.works(other_user)
+    busy = [line for line in service.audit() if line["decision"] == "busy"]
+    assert 2 <= len(busy) <= 4
+    untold = re.search(r"; (\d+) more before this one", busy[-1]["reason"])
+    assert untold and int(untold[1]) > 20
+    assert service.works(ordinary_user)
+
+
+def test_journald_drops_no_line_of_the_audit() -> None:
+    unit = Path(sys.prefix, "lib/systemd/system/datacrumbs_sign_probes.service").read_text()
+    assert "\nLogRateLimitIntervalSec=0\n" in unit
 
 
 def test_a_worker_that_dies_takes_nobody_with_it(service: Service, ordinary_user: User) -> None:
