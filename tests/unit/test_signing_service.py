@@ -32,6 +32,7 @@ from datacrumbs.signing import keys
 from datacrumbs.signing.client import request_signature
 from datacrumbs.signing.envelope import verify
 from datacrumbs.signing.protocol import frame
+from datacrumbs.signing.service import LANES
 
 User = pwd.struct_passwd
 COMMAND = [sys.executable, "-c", "from datacrumbs.cli.sign_probes import main; main()"]
@@ -454,6 +455,40 @@ def test_a_loop_of_requests_does_not_wash_away_the_audit(
     untold = re.search(r"; (\d+) more before this one", busy[-1]["reason"])
     assert untold and int(untold[1]) > 20
     assert service.works(ordinary_user)
+
+
+SENDER = """
+import socket, sys
+connection = socket.socket(socket.AF_UNIX)
+connection.connect(sys.argv[1])
+connection.sendall((2 << 20).to_bytes(4, "big") + bytes(3 << 19))
+print("taken", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_user_cannot_fill_the_memory_with_large_requests(
+    make: Callable[..., Service], ordinary_user: User, other_user: User
+) -> None:
+    service = make(timeout_s=30)
+    service.start()
+    users = [ordinary_user] * (LANES + 3) + [other_user]
+    command = [sys.executable, "-I", "-c", SENDER, str(service.socket)]
+    senders = [subprocess.Popen(command, stdin=-1, stdout=-1, **_as(user)) for user in users]
+    try:
+        _wait(lambda: len(service.workers()) == len(users))
+        assert senders[-1].stdout is not None and senders[-1].stdout.readline() == b"taken\n"
+        taken = [s for s in senders[:-1] if s.stdout and select.select([s.stdout], [], [], 1)[0]]
+        assert len(taken) == LANES  # of the others, no more is read than their size
+        assert service.works(ordinary_user)
+        for sender in taken:
+            sender.kill()
+        for sender in senders[:-1]:  # the others are let in
+            assert sender in taken or (sender.stdout and sender.stdout.readline() == b"taken\n")
+    finally:
+        for sender in senders:
+            sender.kill()
+            sender.communicate()
 
 
 def test_journald_drops_no_line_of_the_audit() -> None:
