@@ -23,6 +23,7 @@ endif
 # Debian's names. Building: clang, bpftool, headers of libbpf, libc and Slurm, gcc, python3-venv.
 # Running: libbpf1. The rest is what tests run, trace or check with.
 PACKAGES := acl clang llvm bpftool libbpf-dev libbpf1 gcc g++ libc6-dev libslurm-dev python3 \
+	chromium chromium-driver fonts-dejavu-core \
 	python3-venv python3-bpfcc linux-headers-$(shell dpkg --print-architecture) \
 	libhdf5-openmpi-dev libopenmpi-dev openmpi-bin \
 	debootstrap e2fsprogs fio fuse2fs git groff-base iproute2 libcap2-bin libseccomp2 \

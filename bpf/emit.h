@@ -80,7 +80,8 @@ static __always_inline void emit_peer(struct dc_task *self)
 	send_string(record);
 }
 
-__noinline int put_process(struct dc_task *self, __u64 address, __u32 what)
+/* Of a program with other rights than the user's: that it is there, not what it is. */
+__noinline int put_process(struct dc_task *self, __u64 address, __u32 what, int named)
 {
 	struct task_struct *task = (void *)address;
 	struct dc_string *record = scratch_for(bpf_get_current_task_btf());
@@ -89,7 +90,7 @@ __noinline int put_process(struct dc_task *self, __u64 address, __u32 what)
 
 	if (!record || !self)
 		return 0;
-	if (exe && what != DC_EXIT)
+	if (exe && named && what != DC_EXIT)
 		id = identify_for(self, exe, true) & ~UNWANTED;
 	record->kind = DC_PROCESS;
 	record->length = 0;
@@ -99,7 +100,9 @@ __noinline int put_process(struct dc_task *self, __u64 address, __u32 what)
 	record->pid = self->event.pid;
 	record->ppid = number_of(BPF_CORE_READ(task, real_parent, group_leader, thread_pid));
 	record->exit_code = BPF_CORE_READ(task, exit_code);
-	BPF_CORE_READ_STR_INTO(&record->fstype, task, comm);
+	record->fstype[0] = 0;
+	if (named)
+		BPF_CORE_READ_STR_INTO(&record->fstype, task, comm);
 	send_string(record);
 	return 0;
 }
@@ -109,7 +112,7 @@ static __always_inline void emit_process(struct dc_task *self, struct task_struc
 	__u64 address; /* read back as a plain number, see file.h */
 
 	bpf_probe_read_kernel(&address, sizeof(address), &task);
-	put_process(self, address, what);
+	put_process(self, address, what, of_user(task));
 }
 
 /* The calls this task is in. The daemon tells them apart by DC_UNFINISHED. */

@@ -71,7 +71,8 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid)
 	self->stack_bytes = 0;
 	number(self, task); /* a thread that execs becomes the leader */
 	struct file *program = BPF_CORE_READ(task, mm, exe_file);
-	if (self->event.func && program) /* the path's memory went with the old program */
+	/* the path's memory went with the old program; what a setuid program executes is not told */
+	if (self->event.func && program && (of_user(task) || !self->event.file))
 		self->event.file = identify(self, program);
 	emit_process(self, task, DC_EXEC);
 	return 0;

@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -43,6 +45,7 @@ from datacrumbs.analysis.one_call import calls_inside
 from datacrumbs.analysis.order import pieces_of
 from datacrumbs.analysis.processes import Process, ProcessIndex
 from datacrumbs.analysis.ranks import Ranks, ranks_of
+from datacrumbs.analysis.ranks import told as told_ranks
 from datacrumbs.analysis.selection import Selection, check_selection
 from datacrumbs.analysis.targets import Key, Path, Target, Targets, Who, children
 from datacrumbs.analysis.variation import cause_in, variation_of
@@ -58,6 +61,7 @@ WORTH_WORKERS = 1_000_000
 SLOWEST_SHOWN = 3
 """The longest calls of each function, looked at one by one."""
 
+T = TypeVar("T")
 Progress = Callable[[int], None]
 """Called with how many more events are done."""
 
@@ -71,9 +75,24 @@ def explain(
     """
     ranks = ranks_of(trace)
     hosts = check_selection(selection, trace, ranks)
+    work = partial(attribute, selection=selection, ranks=ranks)
+    parts = on_each(hosts, work, progress)
+    return explanation_of(trace, hosts, parts, selection, ranks, top=top)
+
+
+def explanation_of(
+    trace: Trace,
+    hosts: Sequence[HostTrace],
+    parts: Iterable[Attribution],
+    selection: Selection,
+    ranks: Ranks,
+    *,
+    top: int | None = None,
+) -> Explanation:
+    """The same from what `attribute` gave for each of ``hosts``."""
     homes: list[_Home] = []
     targets = Targets()
-    for host, part in zip(hosts, _parts(hosts, selection, ranks, progress), strict=True):
+    for host, part in zip(hosts, parts, strict=True):
         home = _Home.of(host, part, ranks)
         home.add_to(targets, part)
         homes.append(home.light(part))
@@ -113,7 +132,7 @@ class _Home:
         if number >= len(self.processes):  # not in the table; all of those are one
             return Who(host, 0, None, "")
         process = self.processes[number]
-        rank = self.ranks.get((host, number)) if len(self.ranks) > 1 else None
+        rank = told_ranks(self.ranks).get((host, number))
         return Who(host, process.pid, rank, process.comm)
 
     def path_of(self, file: int) -> str:
@@ -123,28 +142,39 @@ class _Home:
 _COUNTS = ("events", "orphans", "overlapping", "targets")
 
 
-def _parts(
-    hosts: list[HostTrace], selection: Selection, ranks: Ranks, progress: Progress | None
-) -> Iterator[Attribution]:
-    """The sums of each host, in order."""
+def on_each(
+    hosts: Sequence[HostTrace], work: Callable[..., T], progress: Progress | None = None
+) -> Iterator[T]:
+    """What ``work(host)`` gives for each host, in order; side by side, so that it gets pickled.
+
+    Of hosts that are read here, it gets a ``progress`` to call.
+    """
     workers = min(len(hosts), len(os.sched_getaffinity(0)))
     told = progress or (lambda _: None)
     if workers < 2 or sum(host.count() for host in hosts) < WORTH_WORKERS:
-        yield from (attribute(host, selection, ranks, told) for host in hosts)
+        yield from (work(host, progress=told) for host in hosts)
         return
     # fork is not safe beside the threads of pyarrow
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(attribute, host, selection, ranks) for host in hosts]
-        for future in futures:
+        futures = [pool.submit(work, host) for host in hosts]
+        for host, future in zip(hosts, futures, strict=True):
             part = future.result()
-            told(part.events)
+            told(host.count())
             yield part
 
 
 def attribute(
-    host: HostTrace, selection: Selection, ranks: Ranks, progress: Progress | None = None
+    host: HostTrace,
+    selection: Selection,
+    ranks: Ranks,
+    progress: Progress | None = None,
+    *,
+    watch: Callable[[Nested], None] = lambda batch: None,
 ) -> Attribution:
-    """The sums of one host; what a worker, here or on another machine, does."""
+    """The sums of one host; what a worker, here or on another machine, does.
+
+    ``watch`` is shown every batch, once, in order.
+    """
     functions = Functions(host.table("functions"))
     processes = ProcessIndex(host.table("processes"))
     pieces = pieces_of(host, column_names(COLUMNS))
@@ -159,6 +189,7 @@ def attribute(
     attributor = Attributor(functions, choice)
     for batch in batches():
         attributor.add(batch)
+        watch(batch)
         if progress:
             progress(len(batch.parent) - len(batch.kept))
     return attributor.result()

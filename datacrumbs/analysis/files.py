@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 NEVER_OPENED = "name"
 """Kind of what was only ever named: looked for in vain, removed, renamed."""
 
-_FIRSTS = ("path", "kind", "fstype")
+_FIRSTS = ("path", "kind", "fstype", "dev")
+_COUNTED = ("files", *FileTally.NAMES)
+_MINOR_BITS = 20
 
 
 def named_files(tally: FileTally, files: pa.Table) -> pa.Table:
-    """One row for each path: ``path``, ``kind``, ``fstype`` and the sums `FileTally.NAMES`.
+    """One row for each path: ``path``, ``kind``, ``fstype``, ``dev``, the sums `FileTally.NAMES`.
 
     ``files`` is the table of that name. A path that stood for several files one after the
     other is one row. Column ``ident`` holds the path's own bytes.
@@ -44,14 +46,52 @@ def by_fstype(files: pa.Table) -> pa.Table:
 
     What is on no file system (a pipe, a socket) goes by its kind.
     """
+    sums = _sum_by("fstype", _with_fstype(files), (), _COUNTED)
+    return sums.sort_by([("time_ns", "descending"), ("fstype", "ascending")])
+
+
+def by_mount(files: pa.Table) -> list[dict[str, Any]]:
+    """The same by file system type and device, each with the directory ``under`` which all are.
+
+    Device numbers of one file system may differ between hosts: a path counts for the first.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    named = pc.is_valid(files["fstype"])
+    rows = _with_fstype(files)
+    dev = pc.coalesce(pc.if_else(named, rows["dev"], pa.scalar(0, pa.uint32())), pa.scalar(0))
+    rows = rows.set_column(rows.column_names.index("dev"), "dev", dev)
+    wanted = [(name, "sum") for name in _COUNTED] + [("path", "min"), ("path", "max")]
+    grouped = rows.group_by(["fstype", "dev"], use_threads=False).aggregate(wanted)
+    found = []
+    for row in grouped.sort_by(
+        [("time_ns_sum", "descending"), ("fstype", "ascending")]
+    ).to_pylist():
+        major, minor = row["dev"] >> _MINOR_BITS, row["dev"] & (1 << _MINOR_BITS) - 1
+        found.append(
+            {"fstype": row["fstype"], "device": f"{major}:{minor}" if row["dev"] else ""}
+            | {"under": _common_directory(row["path_min"], row["path_max"])}
+            | {name: row[f"{name}_sum"] for name in _COUNTED}
+        )
+    return found
+
+
+def _common_directory(first: str, last: str) -> str:
+    """Of all paths sorted between these two; empty if there is none."""
+    same = (n for n, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1])
+    directory, slash, _ = first[: next(same, min(len(first), len(last)))].rpartition("/")
+    return directory or slash
+
+
+def _with_fstype(files: pa.Table) -> pa.Table:
+    """With a column ``files`` of ones, and the kind of what is on no file system as its type."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     rows = files.append_column("files", [np.ones(len(files), np.int64)])
     fstype = pc.coalesce(rows["fstype"], rows["kind"], pa.scalar(NEVER_OPENED))
-    rows = rows.set_column(rows.column_names.index("fstype"), "fstype", fstype)
-    sums = _sum_by("fstype", rows, (), ("files", *FileTally.NAMES))
-    return sums.sort_by([("time_ns", "descending"), ("fstype", "ascending")])
+    return rows.set_column(rows.column_names.index("fstype"), "fstype", fstype)
 
 
 def top_files(files: pa.Table, top: int | None) -> pa.Table:
@@ -78,7 +118,9 @@ def _described(keys: NDArray[np.uint64], files: pa.Table) -> pa.Table:
     import pyarrow.compute as pc
 
     at, known = _last_rows(files["file"].to_numpy(), keys)
-    rows = files.select(["path", "path_raw", "kind", "fstype"]).take(pa.array(at, mask=~known))
+    rows = files.select(["path", "path_raw", "kind", "fstype", "dev"]).take(
+        pa.array(at, mask=~known)
+    )
     names = pa.array(
         [None if ok else f"<file {key:x}>" for key, ok in zip(keys, known, strict=True)],
         pa.string(),
@@ -88,7 +130,8 @@ def _described(keys: NDArray[np.uint64], files: pa.Table) -> pa.Table:
     kind = pc.if_else(pc.equal(rows["kind"], NEVER_OPENED), None, rows["kind"])
     kind = pc.if_else(pa.array(known), kind, "unknown")
     ident = pc.coalesce(rows["path_raw"], path.cast(pa.binary()))
-    columns = {"ident": ident, "path": path, "kind": kind, "fstype": rows["fstype"]}
+    columns = {"ident": ident, "path": path, "kind": kind}
+    columns |= {"fstype": rows["fstype"], "dev": rows["dev"]}
     return pa.table(columns)
 
 

@@ -63,10 +63,13 @@ class LayerSummary(Struct, frozen=True, kw_only=True):
 
 
 class ProcessSummary(Struct, frozen=True, kw_only=True):
-    """One process. Times are sums over its ``threads`` (of which profiled calls do not tell)."""
+    """One process; ``rank``: see `datacrumbs.analysis.ranks`. Times are sums over its
+    ``threads`` (of which profiled calls do not tell), but for ``unoverlapped_ns``: how long one
+    of them or more was in I/O that was traced."""
 
     host: str
     pid: int
+    rank: int | None
     ppid: int
     comm: str
     exe: str
@@ -75,6 +78,7 @@ class ProcessSummary(Struct, frozen=True, kw_only=True):
     errors: int
     unfinished: int
     io_ns: int
+    unoverlapped_ns: int
     wait_ns: int
     bytes_read: int
     bytes_written: int
@@ -113,6 +117,14 @@ class FilesystemSummary(Struct, frozen=True, kw_only=True):
     time_ns: int
 
 
+class MountSummary(FilesystemSummary, frozen=True, kw_only=True):
+    """All files of one mounted file system: type and device number (``major:minor``, empty for
+    what is on none). ``under``: the directory that all of them are in."""
+
+    device: str
+    under: str
+
+
 class SizeClass(Struct, frozen=True, kw_only=True):
     """Accesses of ``from_bytes`` up to ``to_bytes``; ``share`` of all accesses."""
 
@@ -141,7 +153,10 @@ class AccessSummary(Struct, frozen=True, kw_only=True):
 
 
 class HostSummary(Struct, frozen=True, kw_only=True):
-    """One host's part of the run. ``clock_residual_ns``: see `hosts.HostFacts`."""
+    """One host's part of the run; first call and last return are of its monotonic clock.
+
+    ``clock_residual_ns``: see `hosts.HostFacts`.
+    """
 
     host: str
     state: State
@@ -149,6 +164,8 @@ class HostSummary(Struct, frozen=True, kw_only=True):
     clock_residual_ns: int | None
     mechanisms: list[Mechanism]
     counts: Counts
+    first_call_ns: int
+    last_return_ns: int
     wall_ns: int
     io_ns: int
     wait_ns: int
@@ -202,5 +219,6 @@ class Summary(Struct, frozen=True, kw_only=True):
     files_total: int
     files: list[FileSummary]
     filesystems: list[FilesystemSummary]
+    mounts: list[MountSummary]
     reads: AccessSummary
     writes: AccessSummary

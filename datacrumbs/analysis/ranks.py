@@ -42,6 +42,11 @@ def ranks_of(trace: Trace) -> Ranks:
     return {(c.host, c.number): rank for rank, c in enumerate(mine)}
 
 
+def told(ranks: Ranks) -> Ranks:
+    """Those to tell people of: none where the program has one process only."""
+    return ranks if len(ranks) > 1 else {}
+
+
 def natural(name: str) -> list[tuple[int, str]]:
     """A key that sorts ``n2`` before ``n10``."""
     return [

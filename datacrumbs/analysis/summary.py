@@ -10,6 +10,7 @@ import numpy as np
 from datacrumbs.analysis.files import (
     NEVER_OPENED,
     by_fstype,
+    by_mount,
     merged_files,
     named_files,
     top_files,
@@ -24,12 +25,14 @@ from datacrumbs.analysis.model import (
     FunctionSummary,
     HostSummary,
     LayerSummary,
+    MountSummary,
     ProcessSummary,
     SizeClass,
     Summary,
 )
 from datacrumbs.analysis.order import in_order
 from datacrumbs.analysis.quantiles import ERROR_BOUND, POWER_ERROR_BOUND, quantile
+from datacrumbs.analysis.ranks import Ranks, ranks_of, told
 from datacrumbs.analysis.tally import COLUMNS, SIZE_CLASSES, AccessTally, HostTally
 from datacrumbs.trace.clocks import RealtimeClock
 from datacrumbs.trace.reader import HostTrace, Trace
@@ -58,33 +61,35 @@ def summarise_with_durations(
     parts: list[_HostPart] = []
     functions = _Functions()
     files: list[pa.Table] = []
+    ranks = told(ranks_of(trace))
     for host in trace.hosts:
-        part, named = _read(host)
+        part, named = _read(host, ranks)
         parts.append(part)
         functions.add(part)
         files = [merged_files([*files, named])]
     return _summary(trace, parts, functions, files[0], top), functions.durations()
 
 
-def _read(host: HostTrace) -> tuple[_HostPart, pa.Table]:
+def _read(host: HostTrace, ranks: Ranks) -> tuple[_HostPart, pa.Table]:
     """All events of one host, added up; and its files."""
     tally = HostTally.of(*(host.table(t) for t in ("functions", "processes", "peers")))
     for rows in in_order(host, COLUMNS):
         tally.add(rows)
     for batch in host.batches(INTERVALS):
         tally.add_intervals(batch)
-    return _HostPart(host, tally), named_files(tally.by_file, host.table("files"))
+    return _HostPart(host, tally, ranks), named_files(tally.by_file, host.table("files"))
 
 
 class _HostPart:
     """One host's numbers; the tally itself, which is large, is not kept."""
 
-    def __init__(self, trace: HostTrace, tally: HostTally) -> None:
+    def __init__(self, trace: HostTrace, tally: HostTally, ranks: Ranks) -> None:
         self.trace = trace
+        self.first_ns, self.last_ns = tally.first_ns, tally.last_ns
         self.events, self.profiled = tally.events, tally.profiled
         self.started_ns, self.stopped_ns = _span(trace, tally)
         self.unoverlapped_ns = tally.time.unoverlapped_ns
-        self.processes = _processes(trace.host, tally)
+        self.processes = _processes(trace.host, tally, ranks)
         self.functions = _function_rows(tally)
         self.layers = tally.functions.layers
         self.attached = tally.functions.attached()
@@ -116,6 +121,8 @@ class _HostPart:
             clock_residual_ns=self.facts().clock_residual_ns,
             mechanisms=self.trace.run.mechanisms if self.trace.run else [],
             counts=self.counts(),
+            first_call_ns=self.first_ns,
+            last_return_ns=self.last_ns,
             wall_ns=wall_ns,
             unoverlapped_ns=self.unoverlapped_ns,
             unoverlapped_share=_known_share(self.unoverlapped_ns, wall_ns),
@@ -140,22 +147,27 @@ def _span(trace: HostTrace, tally: HostTally) -> tuple[int, int]:
     return run.started_ns, max(known)
 
 
-def _processes(host: str, tally: HostTally) -> list[ProcessSummary]:
+def _processes(host: str, tally: HostTally, ranks: Ranks) -> list[ProcessSummary]:
     found = tally.processes.processes()
     sums = tally.by_process.result(len(found))
     io_ns, wait_ns = tally.time.by_process(len(found))
-    threads = tally.time.threads(len(found))
-    columns = sums | {"io_ns": io_ns, "wait_ns": wait_ns, "threads": threads}
+    columns = sums | {
+        "io_ns": io_ns,
+        "wait_ns": wait_ns,
+        "unoverlapped_ns": tally.time.unoverlapped_by_process(len(found)),
+        "threads": tally.time.threads(len(found)),
+    }
     return [
         ProcessSummary(
             host=host,
             pid=process.pid,
+            rank=ranks.get((host, number)),
             ppid=process.ppid,
             comm=process.comm,
             exe=process.exe,
             **row,
         )
-        for process, row in zip(found, _rows(columns), strict=True)
+        for number, (process, row) in enumerate(zip(found, _rows(columns), strict=True))
     ]
 
 
@@ -303,6 +315,7 @@ def _summary(
         files_total=len(files),
         files=_file_summaries(top_files(files, top)),
         filesystems=[FilesystemSummary(**row) for row in by_fstype(files).to_pylist()],
+        mounts=[MountSummary(**row) for row in by_mount(files)],
         reads=_access([part.accesses[0] for part in parts]),
         writes=_access([part.accesses[1] for part in parts]),
         **totals,

@@ -167,6 +167,7 @@ class TimeTally:
         self._threads = KeyIndex(np.int64)
         self._io = Unions()
         self._wait = Unions()
+        self._processes = Unions()
         self._layers = Unions()
         self._all = Union()
         self._profiled = ProfiledTime(functions)
@@ -176,6 +177,7 @@ class TimeTally:
         thread = self._thread(io)
         self._all.add(io.start, io.end)
         self._io.add(thread, io.start, io.end)
+        self._processes.add(io.process, io.start, io.end)
         if len(self._functions.layers) > 2:  # one, and the unknown one
             layer = self._functions.layer[io.func]
             series = thread * len(self._functions.layers) + layer
@@ -204,6 +206,10 @@ class TimeTally:
         np.add.at(wait, process, self._wait.totals(len(process)))
         profiled_io, profiled_wait = self._profiled.by_process(count)
         return np.maximum(io, profiled_io), wait + profiled_wait
+
+    def unoverlapped_by_process(self, count: int) -> Numbers:
+        """How long at least one thread of each of ``count`` processes was in I/O."""
+        return self._processes.totals(count)
 
     def threads(self, count: int) -> Numbers:
         """How many threads of each of ``count`` processes were in traced I/O or waiting."""

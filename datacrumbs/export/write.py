@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +13,6 @@ from typing import BinaryIO, Protocol
 
 import polars as pl
 
-from datacrumbs.errors import BadInputError, UserError
 from datacrumbs.export import chrome, csv, perfetto
 from datacrumbs.export.chrome import ChromeLines
 from datacrumbs.export.csv import CsvLines
@@ -24,6 +20,7 @@ from datacrumbs.export.dftracer import DftracerLines
 from datacrumbs.export.select import HostEvents, Selection, select
 from datacrumbs.export.text import pieces
 from datacrumbs.trace.reader import Trace
+from datacrumbs.whole_file import whole_file
 
 WORKERS = min(4, os.cpu_count() or 1)
 GZIP_LEVEL = 1  # of isal: as small as zlib's 3, seven times as fast
@@ -92,7 +89,7 @@ def export(
     that names what the trace has not got, `UserError` when it cannot be written.
     """
     hosts = select(trace, selection or Selection())
-    with _opened(out) as file:
+    with whole_file(out) as file:
         sink = _Gzip(file) if gzip else _Plain(file)
         sink.write(memoryview(_BEGIN.get(form, b"")))
         events = 0
@@ -183,26 +180,3 @@ class _Gzip(_Plain):
         from isal import igzip
 
         return bytes(igzip.compress(piece, GZIP_LEVEL))
-
-
-@contextlib.contextmanager
-def _opened(out: Path) -> Iterator[BinaryIO]:
-    if str(out) == "-":
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    out = out.resolve()
-    if out.exists() and not out.is_file():
-        raise BadInputError(f"{out}: not a regular file", hint="give the name of a file to write")
-    temporary = out.with_name(f".{out.name[:200]}.{secrets.token_hex(4)}.new")
-    try:
-        with open(temporary, "xb") as file:
-            try:
-                yield file
-                file.flush()
-                temporary.rename(out)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise UserError(f"{out}: cannot write it: {error.strerror}") from error

@@ -11,8 +11,10 @@ import json
 import re
 import subprocess
 
+import msgspec
+
 from datacrumbs.errors import BadInputError, UserError
-from datacrumbs.jobs.metadata import KEY, Metadata, parse_value
+from datacrumbs.jobs.metadata import MAX_BYTES, Metadata, parse_value
 
 EXCEPTION = "datacrumbs"
 """The type of the exceptions that our hooks raise."""
@@ -51,16 +53,32 @@ def _base58(number: int) -> str:
     return digits
 
 
-def metadata_in(jobspec: str) -> Metadata | None:
+class _System(msgspec.Struct):
+    datacrumbs: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Attributes(msgspec.Struct):
+    system: _System
+
+
+class _Jobspec(msgspec.Struct):
+    """No more of it than we need: all of it, as Python objects, may be twenty times its size."""
+
+    attributes: _Attributes
+
+
+def metadata_in(jobspec: str | bytes) -> Metadata | None:
     """What a jobspec says about tracing; None when it says nothing. Raises `UserError`."""
     try:
-        attributes = json.loads(jobspec)["attributes"]["system"]
-        if KEY not in attributes:
+        value = msgspec.json.decode(jobspec, type=_Jobspec).attributes.system.datacrumbs
+        if value is msgspec.UNSET:
             return None
-        value = attributes[KEY]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if len(value) > MAX_BYTES:
+            raise BadInputError(f"job metadata: longer than {MAX_BYTES} bytes")
+        found = msgspec.json.decode(value)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise UserError("the jobspec that Flux has is not of version 1") from error
-    return parse_value(value)
+    return parse_value(found)
 
 
 def lookup(job_id: str) -> Metadata | None:

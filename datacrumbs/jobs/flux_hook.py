@@ -67,11 +67,11 @@ def _cgroup(run_id: str) -> str:
         return ""
 
 
-def _standard_input() -> str:
+def _standard_input() -> bytes:
     data = sys.stdin.buffer.read(flux.MAX_JOBSPEC_BYTES + 1)
     if len(data) > flux.MAX_JOBSPEC_BYTES:
         raise UserError(f"the jobspec is longer than {flux.MAX_JOBSPEC_BYTES} bytes")
-    return data.decode("utf-8", errors="surrogateescape")
+    return data
 
 
 def _tell_job(run_id: str, config: SystemConfig, error: UserError) -> int:

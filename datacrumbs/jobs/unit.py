@@ -173,12 +173,23 @@ def _remove_inputs(run_id: str, config: SystemConfig) -> None:
 def clean(run_id: str, config: SystemConfig) -> None:
     """Stop a job's unit however long it takes (its ``TimeoutStopSec``), then remove the rest.
 
-    Why a job is not traced stays to be read by its user: its end removes that.
+    Why a job is not traced stays to be read by its user: its end removes that. What the
+    job has been started with meanwhile, requeued, stays as well.
     """
-    unit = unit_name(run_id)
+    unit, record = unit_name(run_id), env_file(Path(config.run_dir), run_id)
+    before = _identity(record)
     subprocess.run(["systemctl", "stop", unit], check=False)
-    subprocess.run(["systemctl", "reset-failed", unit], check=False, capture_output=True)
-    _remove_inputs(run_id, config)
+    if _identity(record) == before:
+        subprocess.run(["systemctl", "reset-failed", unit], check=False, capture_output=True)
+        _remove_inputs(run_id, config)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one written in its place; None when there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        status = path.stat()
+        return status.st_ino, status.st_mtime_ns
+    return None
 
 
 def clean_in_background(run_id: str, deadline: float) -> None:

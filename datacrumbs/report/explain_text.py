@@ -94,10 +94,10 @@ def _function(number: int, explained: Explained, width: int) -> Iterator[Rendera
         return
     yield from _contexts(explained.inside, width)
     yield Text()
-    yield paragraph("By layer", _shares(explained.layers))
+    yield paragraph("By layer", shares(explained.layers))
     causes = [part for part in explained.causes if part.name != Cause.NONE]
     if causes:
-        yield paragraph("By cause", _shares(causes))
+        yield paragraph("By cause", shares(causes))
     for work in explained.later[:3]:
         yield paragraph(
             "Meanwhile",
@@ -110,6 +110,11 @@ def _function(number: int, explained: Explained, width: int) -> Iterator[Rendera
 
 def _headline(number: int, explained: Explained) -> Text:
     text = Text(printable(f"{number}. {explained.name} ({explained.layer})"), "bold")
+    return text.append(f": {numbers_of(explained)}", "default")
+
+
+def numbers_of(explained: Explained) -> str:
+    """Counts, times and bytes, on one line."""
     facts = [
         f"{human_count(explained.count)} calls, {human_ns(explained.time_ns)}, "
         f"{human_share(explained.share)} of the time",
@@ -120,7 +125,7 @@ def _headline(number: int, explained: Explained) -> Text:
     ]
     facts += [human_bytes(explained.bytes)] if explained.bytes else []
     facts += [f"{human_count(explained.failed)} failed"] if explained.failed else []
-    return text.append(": " + ", ".join(facts), "default")
+    return ", ".join(facts)
 
 
 def _unfinished(explained: Explained) -> str:
@@ -162,7 +167,8 @@ def _contexts(inside: list[Inner], width: int) -> Iterator[Renderable]:
         yield Text(f" ... and {left} more places, shorter than these", "dim")
 
 
-def _shares(parts: list[Part]) -> str:
+def shares(parts: list[Part]) -> str:
+    """The largest parts with their shares."""
     shown = [f"{part.name} {human_share(part.share)}" for part in parts[:6]]
     return ", ".join(shown) + ", ..." * (len(parts) > 6)
 
@@ -180,10 +186,11 @@ def _variation(explained: Explained) -> Iterator[Renderable]:
 
 def _slowest(calls: list[SlowCall]) -> Iterator[Renderable]:
     for number, call in enumerate(calls):
-        yield paragraph("" if number else "Slowest", _slow_call(call))
+        yield paragraph("" if number else "Slowest", slow_call(call))
 
 
-def _slow_call(call: SlowCall) -> str:
+def slow_call(call: SlowCall) -> str:
+    """One call: how long, when and where, on what, and where its time went."""
     where = [f"{human_ns(call.dur_ns)}: {_time_of_day(call.start_ns)}{call.host}"]
     where += [f"rank {call.rank}"] if call.rank is not None else []
     where += [f"pid {call.pid}" + f" tid {call.tid}" * (call.tid != call.pid)]

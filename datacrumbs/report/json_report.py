@@ -35,8 +35,13 @@ def write_explanation_json(explanation: Explanation, stream: TextIO) -> None:
 
 
 def _write(data: Any, stream: TextIO, indent: int = 1) -> None:
-    text = msgspec.json.format(msgspec.json.encode(data), indent=indent or -1).decode()
-    stream.write(_NOT_PLAIN.sub(_escaped, text) + "\n")
+    text = msgspec.json.format(msgspec.json.encode(data), indent=indent or -1)
+    stream.write(ascii_json(text) + "\n")
+
+
+def ascii_json(encoded: bytes) -> str:
+    """The same JSON in ASCII."""
+    return _NOT_PLAIN.sub(_escaped, encoded.decode())
 
 
 def _escaped(match: re.Match[str]) -> str:

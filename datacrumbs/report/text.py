@@ -63,8 +63,8 @@ def write_text(summary: Summary, stream: TextIO, *, top: int) -> None:
 
 
 def _parts(summary: Summary, width: int, top: int) -> Iterator[Text | Table]:
-    yield _facts(summary)
-    yield from _honesty(summary)
+    yield facts(summary)
+    yield from honesty(summary)
     yield from (Text(printable(note), "yellow") for note in summary.notes)
     yield from _skipped(summary)
     if not summary.events and not summary.profiled:
@@ -82,18 +82,20 @@ def _unless_unknown(value: float | None, show: Callable[[float], str]) -> str:
     return "?" if value is None else show(value)
 
 
-def _facts(summary: Summary) -> Text:
+def facts(summary: Summary) -> Text:
+    """Which run this is, on one line."""
     hosts = [host.host for host in summary.hosts]
     where = hosts[0] if len(hosts) == 1 else f"{len(hosts)} hosts"
-    facts = [f"Run {summary.run_id}"]
-    facts += [f"user {summary.user}"] if summary.user else []
-    facts += [f"on {where}"]
+    known = [f"Run {summary.run_id}"]
+    known += [f"user {summary.user}"] if summary.user else []
+    known += [f"on {where}"]
     if summary.started:
-        facts += [summary.started.replace("T", " ").replace("+00:00", " UTC")]
-    return Text(printable(", ".join(facts) + f", {human_ns(summary.wall_ns)}"), "bold")
+        known += [summary.started.replace("T", " ").replace("+00:00", " UTC")]
+    return Text(printable(", ".join(known) + f", {human_ns(summary.wall_ns)}"), "bold")
 
 
-def _honesty(summary: Summary) -> Iterator[Text]:
+def honesty(summary: Summary) -> Iterator[Text]:
+    """Lines that say how far to trust the rest."""
     colour, state = _STATE[summary.state]
     lost = f"{human_count(summary.lost)} LOST" if summary.lost else "none lost"
     line = Text(state, colour)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Callable
 
 import msgspec
 from msgspec import Struct
@@ -37,11 +38,21 @@ def frame(data: bytes) -> bytes:
     return LENGTH.pack(len(data)) + data
 
 
-def receive_frame(connection: socket.socket, *, max_bytes: int, what: str) -> bytes:
-    """Read one frame. Raises `UserError` when it is cut off, empty or over ``max_bytes``."""
+def receive_frame(
+    connection: socket.socket,
+    *,
+    max_bytes: int,
+    what: str,
+    before: Callable[[int], None] = lambda _: None,
+) -> bytes:
+    """Read one frame. Raises `UserError` when it is cut off, empty or over ``max_bytes``.
+
+    ``before`` is called with its size before any of it is read.
+    """
     (size,) = LENGTH.unpack(_receive(connection, LENGTH.size, what))
     if not 0 < size <= max_bytes:
         raise UserError(f"{what} of {size} bytes, at least 1 and at most {max_bytes} are taken")
+    before(size)
     return _receive(connection, size, what)
 
 

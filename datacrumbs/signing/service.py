@@ -21,6 +21,7 @@ import struct
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,17 @@ from datacrumbs.signing.protocol import Reply, frame, receive_frame, refusal
 
 GRACE_S = 1.0
 """What a child gets beyond its limit to say that it was late, before it is killed."""
+
+BUSY_EVERY_S = 1.0
+"""How often the audit says of one user that we are busy: a loop must not wash it away."""
+
+LARGE_BYTES = 1 << 20
+LANES = 4
+"""How many of one user's requests that may take much memory are worked on at once.
+
+These are the larger ones and all with binaries: up to 0.6 GB each. The others of that user wait,
+so that nobody fills what the unit may have (MemoryMax=), with `max_clients_per_user` or without.
+"""
 
 SD_LISTEN_FDS_START = 3
 BACKLOG = 1024
@@ -109,6 +121,9 @@ class Service:
         self.listener = listener
         self.workers: dict[int, Worker] = {}
         self.stopping = False
+        self.quiet_until: dict[int, float] = {}  # by uid
+        self.untold: Counter[int] = Counter()
+        self.lanes = os.memfd_create("lanes")
 
     def run(self, status: str) -> None:
         """Serve until told to stop; tells systemd when ready, with ``status``."""
@@ -194,10 +209,19 @@ class Service:
                 return
             except OSError as error:
                 reason = f"cannot start a worker: {error.strerror}"
-        with contextlib.suppress(OSError):
-            audit.write("busy", reason)
+        self._tell_busy(audit, reason)
         _send_now(connection, refusal(reason, "try again in a few seconds"))
         connection.close()
+
+    def _tell_busy(self, audit: Audit, reason: str) -> None:
+        """One line, or, for a user who has just had one, a number in the next."""
+        if audit.started < self.quiet_until.get(audit.uid, 0):
+            self.untold[audit.uid] += 1
+            return
+        self.quiet_until[audit.uid] = audit.started + BUSY_EVERY_S
+        before = self.untold.pop(audit.uid, 0)
+        with contextlib.suppress(OSError):
+            audit.write("busy", reason + (f"; {before} more before this one" if before else ""))
 
     def _busy(self, uid: int) -> str:
         signing = self.config.signing
@@ -225,7 +249,7 @@ class Service:
                 other.connection.close()
             # when memory is short the kernel takes a child, not the parent
             Path("/proc/self/oom_score_adj").write_text("1000")
-            handle(connection, audit, self.config)
+            handle(connection, audit, self.config, self.lanes)
             code = 0
         except BaseException:
             traceback.print_exc()
@@ -233,16 +257,17 @@ class Service:
             os._exit(code)
 
 
-def handle(connection: socket.socket, audit: Audit, config: SystemConfig) -> None:
+def handle(connection: socket.socket, audit: Audit, config: SystemConfig, lanes: int) -> None:
     """Answer the one request of ``connection``, in a process of its own.
 
+    ``lanes`` is the descriptor of a file that all these have, for `_take_lane`.
     Arms SIGALRM for the whole of it, so that a client or a file system that dawdles ends in
     a refusal, wherever we wait.
     """
     signal.signal(signal.SIGALRM, _too_late)
     signal.setitimer(signal.ITIMER_REAL, config.signing.timeout_s)
     try:
-        reply, decision = _signed(connection, audit, config), "signed"
+        reply, decision = _signed(connection, audit, config, lanes), "signed"
         signal.setitimer(signal.ITIMER_REAL, 0)
     except (UserError, MemoryError, ConnectionError) as error:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -265,13 +290,18 @@ def _too_late(_signal: int, _frame: FrameType | None) -> None:
     raise UserError("too slow: not done within signing.timeout_s")
 
 
-def _signed(connection: socket.socket, audit: Audit, config: SystemConfig) -> Reply:
+def _signed(connection: socket.socket, audit: Audit, config: SystemConfig, lanes: int) -> Reply:
     peer = _peer(audit)
     audit.user = peer.name
     request = receive_frame(
-        connection, max_bytes=config.signing.max_request_bytes, what="the request"
+        connection,
+        max_bytes=config.signing.max_request_bytes,
+        what="the request",
+        before=lambda size: _take_lane(lanes, peer.uid) if size > LARGE_BYTES else None,
     )
     probes = decode_payload(request, source="the request")
+    if len(request) <= LARGE_BYTES and any(_has_binary(layer) for layer in probes.layers):
+        _take_lane(lanes, peer.uid)
     audit.functions = probes.probe_count()
     audit.layers = tuple(layer.name for layer in probes.layers)
     policy.check(probes, peer, config.policy, cluster=config.cluster, now=time.time())
@@ -279,6 +309,20 @@ def _signed(connection: socket.socket, audit: Audit, config: SystemConfig) -> Re
     audit.keyid = keys.key_id(key.public_key())
     # our own encoding of what was checked, not the client's bytes: JSON can say a thing twice
     return Reply(ok=True, envelope=msgspec.Raw(envelope.sign(model.encode(probes), key)))
+
+
+def _has_binary(layer: model.Layer) -> bool:
+    return isinstance(layer, model.UserLayer | model.UsdtLayer)
+
+
+def _take_lane(lanes: int, uid: int) -> None:
+    """Wait for one of the user's `LANES`; it is ours until this process ends."""
+    first = uid * LANES
+    for lane in range(LANES):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.lockf(lanes, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, first + lane)
+            return
+    fcntl.lockf(lanes, fcntl.LOCK_EX, 1, first + os.getpid() % LANES)
 
 
 def _peer(audit: Audit) -> Peer:

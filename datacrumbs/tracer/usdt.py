@@ -43,8 +43,10 @@ _X86_FRAME = [
 _X86_REGISTER = re.compile(
     r"%(?:[re]?([abcd]x|[sd]i|[sb]p)|([sd]i|[sb]p)l|([abcd])l|(r(?:[89]|1[0-5]))[dwb]?)"
 )
-_CONSTANT = re.compile(r"\$?(-?(?:0x[0-9a-f]+|\d+))")
-_MEMORY = re.compile(r"(-?(?:0x[0-9a-f]+|\d+))?(\([^()]+\)|\[[^\[\]]+\])")
+_NUMBER = r"-?(?:0x[0-9a-f]{1,16}|[1-9][0-9]{0,19}|0)"
+_CONSTANT = re.compile(rf"\$?({_NUMBER})")
+_MEMORY = re.compile(rf"({_NUMBER})?(\([^()]+\)|\[[^\[\]]+\])")
+_DISPLACED = re.compile(rf"#?({_NUMBER})")  # [sp, 8]
 
 NO_INDEX = 0xFFFF
 CONSTANT, REGISTER, MEMORY = 1, 2, 3  # DC_CONSTANT ... in bpf/datacrumbs.h
@@ -223,8 +225,9 @@ def _fill(operand: layout.Operand, given: PointArgument) -> None:
         operand.how, operand.base = REGISTER, base
     elif match := _MEMORY.fullmatch(text):
         displacement, inside = match[1] or "0", match[2].strip("()[]").split(",")
-        if inside[-1].lstrip("#-").isdigit() and len(inside) == 2:  # [sp, 8]
-            displacement = inside.pop().lstrip("#")
+        if len(inside) == 2 and (number := _DISPLACED.fullmatch(inside[1])):
+            displacement = number[1]
+            inside.pop()
         registers = [_register(name) for name in inside[:2]]
         scale = {"1": 0, "2": 1, "4": 2, "8": 3}.get(inside[2] if len(inside) > 2 else "1")
         if None not in registers and scale is not None:
@@ -240,7 +243,7 @@ def _signed(number: int) -> int:
 def _register(name: str) -> int | None:
     """Its offset in ``struct pt_regs``."""
     if platform.machine() == "aarch64":
-        if match := re.fullmatch(r"[xw](\d+)", name):
+        if match := re.fullmatch(r"[xw]([0-9]{1,2})", name):
             return int(match[1]) * 8 if int(match[1]) <= 30 else None
         return 31 * 8 if name == "sp" else None
     match = _X86_REGISTER.fullmatch(name)

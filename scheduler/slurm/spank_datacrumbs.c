@@ -142,8 +142,11 @@ static void append(spank_t sp, const char *name, char separator, const char *tex
 {
 	static char value[ENV_MAX];
 
-	if (spank_getenv(sp, name, value, sizeof(value)) != ESPANK_SUCCESS)
+	spank_err_t found = spank_getenv(sp, name, value, sizeof(value));
+	if (found == ESPANK_ENV_NOEXIST)
 		value[0] = 0;
+	else if (found != ESPANK_SUCCESS) /* longer than we can take: it stays as it is */
+		return;
 	size_t length = strlen(value), added = strlen(text);
 	if (strstr(value, text) || length + added + 2 > sizeof(value))
 		return;

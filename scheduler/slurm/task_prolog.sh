@@ -15,10 +15,10 @@ if [ -e "$ours.ready" ]; then
 	echo "export DATACRUMBS_RUN_ID=$SLURM_JOB_ID"
 	case :${LD_PRELOAD-}: in
 	*":$library:"*) ;;
-	*) echo "export LD_PRELOAD=${LD_PRELOAD:+$LD_PRELOAD:}$library" ;;
+	*) printf 'export LD_PRELOAD=%s\n' "${LD_PRELOAD:+$LD_PRELOAD:}$library" ;;
 	esac
 	# gcc's AddressSanitizer insists on being the first library; ours hides nothing from it
-	echo "export ASAN_OPTIONS=${ASAN_OPTIONS:+$ASAN_OPTIONS:}verify_asan_link_order=0"
+	printf 'export ASAN_OPTIONS=%s\n' "${ASAN_OPTIONS:+$ASAN_OPTIONS:}verify_asan_link_order=0"
 elif [ -r "$ours.failed" ] && [ "${SLURM_LOCALID:-0}" = 0 ]; then
 	read -r reason <"$ours.failed"
 	printf 'print datacrumbs: not traced: %s\n' "$reason"

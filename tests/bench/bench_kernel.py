@@ -26,10 +26,7 @@ from datacrumbs.probes import model
 
 HERE = Path(__file__).parent
 TIMEOUT_S = 600.0
-POINTS = {
-    "one tracepoint": ("ext4:ext4_da_write_begin",),
-    "a pair of tracepoints": ("ext4:ext4_es_lookup_extent",),
-}
+POINT = "ext4:ext4_da_write_begin"
 
 
 def build(work: Path) -> tuple[Path, Path]:
@@ -55,21 +52,19 @@ def measure(kernel: str) -> dict[str, dict[str, float]]:
 
 
 def here() -> dict[str, float]:
-    """ns per pread() and pwrite() of one byte of a file, untraced and with tracepoints of it."""
+    """ns per pread() and pwrite() of one byte of a file, untraced and with a tracepoint in it."""
     with site_for(pwd.getpwnam("nobody")) as run:
         load = run.work / "load"
         subprocess.run(["cc", "-O2", "-o", load, HERE / "load.c"], check=True)
-        found = {"untraced": _both_ns(run, load)}
-        for name, points in POINTS.items():
-            functions = [model.KernelFunction(name=point) for point in points]
-            with run.daemon(model.KernelLayer(name="kernel", functions=functions)):
-                found[name] = _both_ns(run, load)
-                found[f"{name}, not joined"] = _both_ns(run, load, joined=False)
-            (run.root / "traces/run").rename(run.root / f"traces/{name}")
+        found = {"untraced": _both_ns(run, load, joined=False)}
+        layer = model.KernelLayer(name="kernel", functions=[model.KernelFunction(name=POINT)])
+        with run.daemon(layer):
+            found["one tracepoint"] = _both_ns(run, load, joined=True)
+            found["one tracepoint, not joined"] = _both_ns(run, load, joined=False)
     return found
 
 
-def _both_ns(run: TracedRun, load: Path, *, joined: bool = True) -> float:
+def _both_ns(run: TracedRun, load: Path, *, joined: bool) -> float:
     return float(run.run(load, "1", "30", wrap=joined))
 
 

@@ -57,6 +57,17 @@ def test_an_untraced_job_costs_nothing_and_leaves_nothing(cluster: Bed) -> None:
         assert cluster.run(node, "ls", "/run/datacrumbs", expect=None).stdout == ""
 
 
+@ON_ONE_SUITE
+def test_a_variable_too_long_to_add_to_stays_as_it_is(cluster: Bed) -> None:
+    asked = comment(cluster.sign())
+    command = (
+        f"ASAN_OPTIONS=$(printf %040000d 0) srun -Q -wn1 --comment '{asked}' "
+        "sh -c 'echo ${#ASAN_OPTIONS} ${DATACRUMBS_RUN_ID:+joins}'"
+    )
+    assert cluster.out("n1", "sh", "-c", command, user="alice") == "40000 joins"
+    cluster.wait_idle()
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

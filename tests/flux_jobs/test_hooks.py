@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import time
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from flux_jobs.replay import ERRORS, JOBS, RECORDED, Replay
 
 from datacrumbs.errors import BadInputError, UserError
 from datacrumbs.jobs import flux
+from datacrumbs.jobs.metadata import Metadata
 
 PYTHON = """#!/bin/sh
 # in the place of the environment's python: notes how it was called
@@ -195,6 +197,17 @@ def test_python_that_hangs_is_left_to_somebody_else(hooks: Hooks, name: str) -> 
     assert f"-m datacrumbs.jobs.clean {job_id}" in hooks.text("later")
 
 
+@pytest.mark.parametrize("name", ["prolog", "epilog"])
+def test_a_log_that_hangs_does_not_hold_the_node(hooks: Hooks, name: str) -> None:
+    (hooks.root / "logger").write_text("#!/bin/sh\nexec sleep 60\n")
+    (hooks.root / "rc").write_text("5")
+    environ = hooks.replay.job("traced")
+    (hooks.root / f"run/datacrumbs-{environ['FLUX_JOB_ID']}.env").touch()
+    started = time.monotonic()
+    assert hooks.run(name, environ)[0] == 0
+    assert time.monotonic() - started < 10
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("name", ["prolog", "epilog"])
 def test_a_signal_ends_it_at_once_with_success(
@@ -254,6 +267,20 @@ def test_recorded_metadata_that_cannot_be_taken(name: str) -> None:
 def test_what_is_no_jobspec_is_one_error(text: str) -> None:
     with pytest.raises(UserError, match="jobspec"):
         flux.metadata_in(text)
+
+
+def test_a_jobspec_made_to_be_large_costs_its_size_and_no_more() -> None:
+    resources = "[[],{},[1.5,3]]," * 1_000_000
+    system = '{"datacrumbs":{"enable":"yes","probe_file":"/p"}}'
+    jobspec = f'{{"resources":[{resources}0],"attributes":{{"system":{system}}}}}'.encode()
+    tracemalloc.start()
+    try:
+        assert flux.metadata_in(jobspec) == Metadata("/p")
+        assert tracemalloc.get_traced_memory()[1] < len(jobspec)
+    finally:
+        tracemalloc.stop()
+    with pytest.raises(BadInputError, match="longer than 65536 bytes"):
+        flux.metadata_in(b'{"attributes":{"system":{"datacrumbs":"%s"}}}' % (b"x" * 65536))
 
 
 @pytest.mark.parametrize("name", JOBS)

@@ -411,6 +411,39 @@ def test_setuid_program_is_not_traced(traced_run: TracedRun, other_user: pwd.str
     assert sizes == [(1234,)] * 9
 
 
+SETUID = """
+#include <sys/wait.h>
+#include <unistd.h>
+int main(int argc, char **argv) {
+    if (argc > 1) return 0;
+    pid_t child = fork();
+    if (!child) execl("secret/tool", "tool", "again", (char *)0);
+    waitpid(child, 0, 0);
+    execl("secret/tool", "tool", "again", (char *)0);
+    return 1;
+}
+"""
+
+
+def test_what_a_setuid_program_runs_is_not_told(
+    traced_run: TracedRun, other_user: pwd.struct_passwd
+) -> None:
+    program = traced_run.compile(SETUID, name="setuid")
+    secret = traced_run.work / "secret"
+    secret.mkdir()
+    shutil.copy(program, secret / "tool")
+    os.chown(secret, other_user.pw_uid, other_user.pw_gid)
+    secret.chmod(0o700)
+    os.chown(program, other_user.pw_uid, other_user.pw_gid)
+    program.chmod(0o6755)
+    with traced_run.daemon():
+        traced_run.run("sh", "-c", "./setuid; exec true")
+    trace = traced_run.trace()
+    assert trace.sql("SELECT path FROM files WHERE path LIKE '%secret%'") == []
+    names = {name for (name,) in trace.sql("SELECT DISTINCT comm FROM processes")}
+    assert "true" in names and not names & {"setuid", "tool"}
+
+
 def test_preload_alone_is_enough(traced_run: TracedRun) -> None:
     with traced_run.daemon():
         traced_run.python(WRITE, wrap=False, env={"LD_PRELOAD": str(LIBRARY)})

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import pwd
+import re
 import select
 import shutil
 import signal
@@ -31,6 +32,7 @@ from datacrumbs.signing import keys
 from datacrumbs.signing.client import request_signature
 from datacrumbs.signing.envelope import verify
 from datacrumbs.signing.protocol import frame
+from datacrumbs.signing.service import LANES
 
 User = pwd.struct_passwd
 COMMAND = [sys.executable, "-c", "from datacrumbs.cli.sign_probes import main; main()"]
@@ -425,6 +427,73 @@ def test_limits_hold_per_user_and_in_all(
     _wait(lambda: not service.workers())
     assert service.works(ordinary_user)
     assert [line["decision"] for line in service.audit()].count("busy") == 2
+
+
+FLOOD = """
+import socket, sys, time
+until = time.monotonic() + 2.5
+while time.monotonic() < until:
+    with socket.socket(socket.AF_UNIX) as one:
+        one.connect(sys.argv[1])
+        one.recv(1 << 16)
+"""
+
+
+def test_a_loop_of_requests_does_not_wash_away_the_audit(
+    make: Callable[..., Service], ordinary_user: User, other_user: User
+) -> None:
+    service = make(max_clients=3, max_clients_per_user=1, timeout_s=10)
+    service.start()
+    with socket.socket(socket.AF_UNIX) as holder:
+        holder.connect(str(service.socket))  # root's only one; what follows is turned away
+        command = [sys.executable, "-I", "-c", FLOOD, str(service.socket)]
+        _wait(lambda: len(service.workers()) == 1)
+        subprocess.run(command, check=True, timeout=30)
+        assert service.works(other_user)
+    busy = [line for line in service.audit() if line["decision"] == "busy"]
+    assert 2 <= len(busy) <= 4
+    untold = re.search(r"; (\d+) more before this one", busy[-1]["reason"])
+    assert untold and int(untold[1]) > 20
+    assert service.works(ordinary_user)
+
+
+SENDER = """
+import socket, sys
+connection = socket.socket(socket.AF_UNIX)
+connection.connect(sys.argv[1])
+connection.sendall((2 << 20).to_bytes(4, "big") + bytes(3 << 19))
+print("taken", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_user_cannot_fill_the_memory_with_large_requests(
+    make: Callable[..., Service], ordinary_user: User, other_user: User
+) -> None:
+    service = make(timeout_s=30)
+    service.start()
+    users = [ordinary_user] * (LANES + 3) + [other_user]
+    command = [sys.executable, "-I", "-c", SENDER, str(service.socket)]
+    senders = [subprocess.Popen(command, stdin=-1, stdout=-1, **_as(user)) for user in users]
+    try:
+        _wait(lambda: len(service.workers()) == len(users))
+        assert senders[-1].stdout is not None and senders[-1].stdout.readline() == b"taken\n"
+        taken = [s for s in senders[:-1] if s.stdout and select.select([s.stdout], [], [], 1)[0]]
+        assert len(taken) == LANES  # of the others, no more is read than their size
+        assert service.works(ordinary_user)
+        for sender in taken:
+            sender.kill()
+        for sender in senders[:-1]:  # the others are let in
+            assert sender in taken or (sender.stdout and sender.stdout.readline() == b"taken\n")
+    finally:
+        for sender in senders:
+            sender.kill()
+            sender.communicate()
+
+
+def test_journald_drops_no_line_of_the_audit() -> None:
+    unit = Path(sys.prefix, "lib/systemd/system/datacrumbs_sign_probes.service").read_text()
+    assert "\nLogRateLimitIntervalSec=0\n" in unit
 
 
 def test_a_worker_that_dies_takes_nobody_with_it(service: Service, ordinary_user: User) -> None:

@@ -9,11 +9,13 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from datacrumbs.probes.elf_identity import NotElfError
+from datacrumbs.probes.model import Argument
 from datacrumbs.probes.usdt import Point, PointArgument, parse_arguments, usdt_points
+from datacrumbs.tracer.usdt import CONSTANT, MEMORY, REGISTER, operands
 
 SOURCE = r"""
 #define _SDT_HAS_SEMAPHORES 1
@@ -120,6 +122,25 @@ def test_what_a_compiler_writes_is_read_back(parts: list[tuple[int, bool, str]])
 @given(st.text(max_size=40))
 def test_any_text_is_arguments_or_nothing(text: str) -> None:
     assert all(a.size in (1, 2, 4, 8) for a in parse_arguments(text))
+
+
+@given(st.text(alphabet="0129xa$%#-()[], rspdi\u0663\u00b2", max_size=24))
+@example("$010")
+@example("[sp,--1]")
+@example("[sp,\u00b2]")
+@example("(%rdi,0x)")
+@example("$" + "9" * 5000)
+def test_any_place_is_understood_or_left_out(place: str) -> None:
+    kept = [Argument(name="a", index=0)]
+    operand = operands((PointArgument(8, True, False, place),), kept).list[0]
+    assert operand.how in (0, CONSTANT, REGISTER, MEMORY)
+
+
+def test_a_constant_is_what_the_note_says() -> None:
+    kept = [Argument(name="a", index=0)]
+    for place, value in (("$-23", -23), ("$0x10", 16), ("$18446744073709551615", -1), ("$0", 0)):
+        operand = operands((PointArgument(8, True, False, place),), kept).list[0]
+        assert (operand.how, operand.value) == (CONSTANT, value)
 
 
 @settings(max_examples=200, deadline=None)

@@ -1,0 +1,164 @@
+"""What the pictures of a report show, beside the numbers of its summary.
+
+One pass over the events of each host, with their nesting, that of `datacrumbs_explain`: the
+explanation of the slowest functions comes from the same pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+from msgspec import Struct
+
+from datacrumbs.analysis.attribution import Attribution
+from datacrumbs.analysis.explain import Progress, attribute, explanation_of, on_each
+from datacrumbs.analysis.explanation import Explanation
+from datacrumbs.analysis.flame import Flame, FlameTally, flame_of
+from datacrumbs.analysis.functions import Functions
+from datacrumbs.analysis.hosts import clock_of
+from datacrumbs.analysis.keys import Numbers
+from datacrumbs.analysis.model import Summary
+from datacrumbs.analysis.nesting import Nested
+from datacrumbs.analysis.processes import ProcessIndex
+from datacrumbs.analysis.quantiles import bucket_of
+from datacrumbs.analysis.ranks import Ranks, natural, ranks_of, told
+from datacrumbs.analysis.selection import Selection
+from datacrumbs.analysis.timeline import BINS, Axis, Row, Timeline, TimelineTally, timeline_of
+from datacrumbs.trace.reader import HostTrace, Trace
+
+FUNCTIONS_EXPLAINED = 6
+
+LATENCY_EDGES = (0, 1, 2, 3, *(n << power for power in range(61) for n in (4, 5, 6, 7)), 1 << 63)
+"""Where classes of latency begin: four for each power of two."""
+
+
+class Latency(Struct, frozen=True, kw_only=True):
+    """How many calls of a function took from ``from_ns`` up to below ``to_ns``, by class."""
+
+    layer: str
+    name: str
+    from_ns: list[int]
+    to_ns: list[int]
+    count: list[int]
+
+
+class Pictures(Struct, frozen=True, kw_only=True):
+    """All of them. ``latencies`` are in the order of `Summary.functions`."""
+
+    timeline: Timeline
+    flame: Flame
+    latencies: list[Latency]
+    explanation: Explanation
+
+
+class _Watcher:
+    """The tallies of one host's pictures, filled while its calls are attributed."""
+
+    def __init__(self, host: HostTrace, axis: Axis) -> None:
+        functions = Functions(host.table("functions"))
+        self.flame = FlameTally(functions)
+        named = len(ProcessIndex(host.table("processes")))
+        self.timeline = TimelineTally(functions, axis, named)
+
+    def add(self, batch: Nested) -> None:
+        self.flame.add(batch)
+        self.timeline.add(batch)
+
+
+def draw(
+    trace: Trace,
+    summary: Summary,
+    durations: Mapping[tuple[str, str], Numbers],
+    *,
+    progress: Progress | None = None,
+) -> Pictures:
+    """The pictures of ``trace``; ``summary`` and ``durations`` as `summarise_with_durations`
+    gave them.
+    """
+    ranks, selection = ranks_of(trace), Selection()
+    hosts = sorted(trace.hosts, key=lambda host: natural(host.host))
+    axes = _axes(hosts, summary)
+    work = partial(_read, selection=selection, ranks=ranks, axes=axes)
+    parts, watchers = [], []
+    for part, watcher in on_each(hosts, work, progress):
+        parts.append(part)
+        watchers.append(watcher)
+    return Pictures(
+        timeline=timeline_of(
+            [axes[host.host] for host in hosts],
+            [watcher.timeline.result() for watcher in watchers],
+            [_rows(host, told(ranks)) for host in hosts],
+        ),
+        flame=flame_of(watcher.flame for watcher in watchers),
+        latencies=[
+            _latency(f.layer, f.name, durations[f.layer, f.name]) for f in summary.functions
+        ],
+        explanation=explanation_of(trace, hosts, parts, selection, ranks, top=FUNCTIONS_EXPLAINED),
+    )
+
+
+def _read(
+    host: HostTrace,
+    progress: Progress | None = None,
+    *,
+    selection: Selection,
+    ranks: Ranks,
+    axes: Mapping[str, Axis],
+) -> tuple[Attribution, _Watcher]:
+    watcher = _Watcher(host, axes[host.host])
+    part = attribute(host, selection, ranks, progress, watch=watcher.add)
+    return part, watcher
+
+
+def _axes(hosts: Sequence[HostTrace], summary: Summary) -> dict[str, Axis]:
+    """The same bins for all hosts, from the first call to the last return."""
+    spans = {host.host: (host.first_call_ns, host.last_return_ns) for host in summary.hosts}
+    clocks = {host.host: clock_of(host) for host in hosts}
+    real = {}
+    for host, (first_ns, last_ns) in spans.items():
+        clock = clocks[host]
+        if clock and last_ns:
+            real[host] = clock.to_real_ns(np.array([first_ns, last_ns])).tolist()
+    lone = [last - first for host, (first, last) in spans.items() if host not in real]
+    begin_ns = min((first for first, _ in real.values()), default=0)
+    span_ns = max([last - begin_ns for _, last in real.values()] + lone, default=0)
+    bin_ns = max(1, -(-(span_ns + 1) // BINS))
+    return {
+        host: Axis(begin_ns, bin_ns, clocks[host])
+        if host in real
+        else Axis(spans[host][0], bin_ns, None)
+        for host in spans
+    }
+
+
+def _rows(host: HostTrace, ranks: Ranks) -> list[Row]:
+    """Who the host's processes are, by number; at the end one for all not in the table."""
+    known = ProcessIndex(host.table("processes")).processes()
+    rows = [
+        Row(
+            host=host.host,
+            pid=process.pid,
+            rank=ranks.get((host.host, number)),
+            comm=process.comm,
+            processes=1,
+        )
+        for number, process in enumerate(known)
+    ]
+    return [*rows, Row(host=host.host, pid=0, rank=None, comm="", processes=1)]
+
+
+def _latency(layer: str, name: str, counts: Numbers) -> Latency:
+    """The histogram in coarser classes, without the empty ones."""
+    edges = LATENCY_EDGES
+    first = bucket_of(np.array(edges[:-1], np.int64))
+    sums = np.add.reduceat(counts, first)
+    used = np.flatnonzero(sums).tolist()
+    return Latency(
+        layer=layer,
+        name=name,
+        from_ns=[edges[k] for k in used],
+        to_ns=[edges[k + 1] for k in used],
+        count=[int(sums[k]) for k in used],
+    )

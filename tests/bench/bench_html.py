@@ -1,0 +1,103 @@
+"""How long `datacrumbs_report --html` takes beside the text report and `datacrumbs_explain`.
+
+What the pictures themselves cost is what the page takes beyond those two, whose work it does.
+Traces are those of bench_report.py. CPU seconds, because other programs may run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from bench_report import write_trace
+
+SIZES = (1_000_000, 10_000_000, 100_000_000)
+LIMIT_BYTES = 4 << 30
+LIMIT_PAGE_BYTES = 10_000_000
+
+
+def measure(command: str, *arguments: str | Path) -> dict[str, float]:
+    """Seconds, CPU seconds and peak resident bytes of a command of ours."""
+    program = f"from datacrumbs.cli.{command} import main; main()"
+    begin = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", program, *map(str, arguments)], stdout=subprocess.DEVNULL
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"datacrumbs_{command} failed: {process.returncode}")
+    return {
+        "s": time.perf_counter() - begin,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "peak_bytes": usage.ru_maxrss * 1024,
+    }
+
+
+def run(sizes: tuple[int, ...], files: int) -> list[dict[str, Any]]:
+    """One row of numbers for each size."""
+    rows = []
+    for events in sizes:
+        with tempfile.TemporaryDirectory(prefix="datacrumbs-bench-") as directory:
+            trace, page = Path(directory, "run"), Path(directory, "page.html")
+            write_trace(trace, events, files)
+            found = {
+                "text": measure("report", trace),
+                "explain": measure("explain", trace),
+                "html": measure("report", "--html", page, trace),
+            }
+            page_bytes = page.stat().st_size
+        both_s = found["text"]["cpu_s"] + found["explain"]["cpu_s"]
+        rows.append(
+            {
+                "events": events,
+                "files": files,
+                "page_bytes": page_bytes,
+                "pictures_cpu_ns_per_event": (found["html"]["cpu_s"] - both_s) / events * 1e9,
+                "limit_bytes": LIMIT_BYTES,
+                "limit_page_bytes": LIMIT_PAGE_BYTES,
+                **found,
+            }
+        )
+    return rows
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    print(f"{'datacrumbs_report':<20}{'time':>10}{'CPU':>10}{'peak':>10}{'page':>10}")
+    for row in rows:
+        print(f"{row['events'] / 1e6:.0f} M events")
+        for name, label in (("text", "text"), ("explain", "(explain)"), ("html", "--html")):
+            one = row[name]
+            page = f"{row['page_bytes'] / 1e6:.1f} MB" if name == "html" else ""
+            print(
+                f"    {label:<16}{one['s']:>8.1f} s{one['cpu_s']:>8.1f} s"
+                f"{one['peak_bytes'] / 2**20:>6.0f} MiB{page:>10}"
+            )
+        print(f"    beyond text and explain: {row['pictures_cpu_ns_per_event']:.0f} ns an event")
+    print(f"to stay within: {LIMIT_BYTES >> 20} MiB, pages of {LIMIT_PAGE_BYTES / 1e6:.0f} MB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--events", type=int, action="append", help="default: 1, 10 and 100 M")
+    parser.add_argument("--files", type=int, default=100_000)
+    given = parser.parse_args()
+    rows = run(tuple(given.events or SIZES), given.files)
+    if given.json:
+        json.dump(rows, sys.stdout, indent=1)
+    else:
+        print_table(rows)
+
+
+if __name__ == "__main__":
+    main()
