@@ -187,7 +187,7 @@ def leave_out(bpf: Object, probes: KernelProbes) -> None:
     everything = {*PROGRAMS, "on_dirty", *(points.program(slot) for slot in range(points.SLOTS))}
     bpf.leave_out(*(everything - probes.programs()))
     if not probes.layers:
-        bpf.without_maps("dirty", "devices", "requests")
+        bpf.without_maps("dirty", "devices")
     _set_kind(bpf, probes.mechanism, _USED[probes.mechanism])
 
 
