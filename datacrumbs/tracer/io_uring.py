@@ -10,10 +10,10 @@ import errno
 import os
 from collections.abc import Iterator
 
+from datacrumbs.probes.btf import kernel_types
 from datacrumbs.probes.model import SyscallLayer
 from datacrumbs.probes.syscalls import NO_ROLES, ROLES, Roles
 from datacrumbs.tracer import layout
-from datacrumbs.tracer.kernel_types import kernel_types
 from datacrumbs.tracer.libbpf import Object
 from datacrumbs.tracer.plan import Function, Plan
 
