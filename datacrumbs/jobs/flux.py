@@ -81,6 +81,30 @@ def metadata_in(jobspec: str | bytes) -> Metadata | None:
     return parse_value(found)
 
 
+class _Execution(msgspec.Struct):
+    nodelist: list[str] = []
+    expiration: float = 0.0
+
+
+class _Allotted(msgspec.Struct):
+    """Of R (RFC 20)."""
+
+    execution: _Execution
+
+
+def allotted(job_id: str) -> tuple[str, int]:
+    """The nodes that a job was given, and the Unix time until which; 0: it has no time limit.
+
+    Raises `UserError`.
+    """
+    answer = _flux_job("info", job_id, "R")
+    try:
+        found = msgspec.json.decode(answer, type=_Allotted).execution
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise UserError("the resource set that Flux has is not of version 1") from error
+    return ",".join(found.nodelist), int(found.expiration)
+
+
 def lookup(job_id: str) -> Metadata | None:
     """What the job asked for when it was submitted. Raises `UserError`."""
     return metadata_in(_flux_job("info", f58plain(job_id), "jobspec"))

@@ -322,6 +322,32 @@ def test_flux_errors_are_one_line(
     assert "\n" not in caught.value.message and "flux-job" not in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("answer", "nodes", "end_s"),
+    [
+        (JOBS["traced"]["R"], "fx[0-1]", 0),
+        (RECORDED["R with a time limit"], "node0", 1795426543),
+        ('{"execution": {}}', "", 0),
+    ],
+)
+def test_what_a_job_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, nodes: str, end_s: int
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    Replay(tmp_path).answer("R", answer)
+    assert flux.allotted("f1") == (nodes, end_s)
+
+
+@pytest.mark.parametrize("answer", ["", "[]", '{"execution": {"nodelist": 3}}'])
+def test_what_is_no_resource_set_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    Replay(tmp_path).answer("R", answer)
+    with pytest.raises(UserError, match="resource set"):
+        flux.allotted("f1")
+
+
 def test_without_flux_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match="flux: not found"):
