@@ -12,8 +12,6 @@ WRAPPER = PREFIX / "bin/datacrumbs_service_wrapper"
 HANGS = ("ExecStart=", "ExecStart=/bin/sleep infinity")
 SOON = "jobs: {start_timeout_s: 3, stop_timeout_s: 2}"
 
-pytestmark = ON_ONE_SUITE
-
 
 def _ended(cluster: Bed, name: str, job: str, asked: str = "") -> float:
     """Run a hook, which must succeed; how long it took, in seconds."""
@@ -44,6 +42,7 @@ def test_a_job_cancelled_in_its_prolog_leaves_nothing(cluster: Bed) -> None:
         cluster.wait(lambda: not cluster.leftovers("n1"), "the cleaner is done")
 
 
+@ON_ONE_SUITE
 def test_slurms_own_deadline_is_taken_at_once(cluster: Bed) -> None:
     """PrologEpilogTimeout sends SIGTERM to the hook and all it has started."""
     with cluster.drop_in("n1", *HANGS):
@@ -58,6 +57,7 @@ def test_slurms_own_deadline_is_taken_at_once(cluster: Bed) -> None:
         cluster.wait(lambda: not cluster.leftovers("n1"), "the cleaner is done")
 
 
+@ON_ONE_SUITE
 def test_a_recorder_that_its_user_has_stopped_does_not_hold_the_node(cluster: Bed) -> None:
     with cluster.site("n1", SOON):
         job = cluster.sbatch(
@@ -76,6 +76,7 @@ def test_a_recorder_that_its_user_has_stopped_does_not_hold_the_node(cluster: Be
     assert cluster.writes(job, SIZE) == {"n1": COUNT}
 
 
+@ON_ONE_SUITE
 def test_the_watchdog_ends_a_recorder_that_hangs(cluster: Bed) -> None:
     with cluster.drop_in("n1", "WatchdogSec=4", "TimeoutAbortSec=2"):
         job = cluster.sbatch("sleep 12", "-wn1", "--comment", comment(cluster.sign()))
@@ -100,6 +101,7 @@ def test_a_killed_daemon_is_told_and_cleaned_up(cluster: Bed) -> None:
     assert "the recorder was ended by SIGKILL; the trace is cut off" in cluster.log("n1", job)
 
 
+@ON_ONE_SUITE
 def test_a_daemon_that_cannot_be_executed_is_told(cluster: Bed) -> None:
     with cluster.drop_in("n1", "ExecStart=", "ExecStart=/nowhere/datacrumbs"):
         said = cluster.srun("-Q", "-wn1", "--comment", comment(cluster.sign()), *sh())
@@ -130,6 +132,7 @@ def test_on_error_fail_fails_the_job_only_if_the_admin_says_so(cluster: Bed) -> 
     assert "/none: No such file" in cluster.log("n1", job)
 
 
+@ON_ONE_SUITE
 def test_a_broken_system_yaml_lets_jobs_run(cluster: Bed) -> None:
     with cluster.site("n1", "jobs: {on_eror: fail}"):
         said = cluster.srun("-Q", "-wn1", "--comment", comment(cluster.sign()), *sh())
@@ -138,6 +141,7 @@ def test_a_broken_system_yaml_lets_jobs_run(cluster: Bed) -> None:
         cluster.wait_idle()
 
 
+@ON_ONE_SUITE
 def test_hooks_may_come_twice_or_without_each_other(cluster: Bed) -> None:
     asked = comment(cluster.sign())
     _ended(cluster, "epilog", "901")
@@ -153,6 +157,7 @@ def test_hooks_may_come_twice_or_without_each_other(cluster: Bed) -> None:
     _ended(cluster, "epilog", "902")
 
 
+@ON_ONE_SUITE
 def test_a_run_whose_epilog_never_comes_ends_by_itself(cluster: Bed) -> None:
     with cluster.site("n2", "jobs: {abandoned_after_s: 2, time_limit_s: 1}"):
         sleeper = cluster.popen("n2", "sleep", "60", user="alice")
@@ -186,6 +191,7 @@ def test_a_run_that_has_a_jobs_id_is_not_taken_over(cluster: Bed) -> None:
     assert cluster.writes(job, SIZE) == {}
 
 
+@ON_ONE_SUITE
 def test_a_jobs_run_is_not_taken_over(cluster: Bed) -> None:
     path = cluster.sign()
     job = cluster.sbatch(f"{' '.join(DD)}; sleep 4", "-wn1", "--comment", comment(path))
@@ -197,6 +203,7 @@ def test_a_jobs_run_is_not_taken_over(cluster: Bed) -> None:
     assert cluster.writes(job, SIZE) == {"n1": COUNT}
 
 
+@ON_ONE_SUITE
 def test_a_run_of_an_administrators_is_not_taken_over(cluster: Bed) -> None:
     path, run = cluster.sign(), "/run/datacrumbs"
     started = f"mkdir -p {run}; echo PROBE_FILE={path} >{run}/datacrumbs-904.env"
@@ -220,6 +227,7 @@ def test_a_node_that_goes_down_and_comes_back_is_clean(cluster: Bed) -> None:
     cluster.run("n1", "scontrol", "update", "node=n3", "state=resume", expect=None)
 
 
+@ON_ONE_SUITE
 def test_the_service_wrapper_is_the_same_without_a_scheduler(cluster: Bed) -> None:
     path = cluster.sign()
     cluster.out("n2", WRAPPER, "start", "by-hand", "alice", path)
