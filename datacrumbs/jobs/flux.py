@@ -83,7 +83,6 @@ def metadata_in(jobspec: str | bytes) -> Metadata | None:
 
 class _Execution(msgspec.Struct):
     nodelist: list[str] = []
-    expiration: float = 0.0
 
 
 class _Allotted(msgspec.Struct):
@@ -92,17 +91,14 @@ class _Allotted(msgspec.Struct):
     execution: _Execution
 
 
-def allotted(job_id: str) -> tuple[str, int]:
-    """The nodes that a job was given, and the Unix time until which; 0: it has no time limit.
-
-    Raises `UserError`.
-    """
+def node_list(job_id: str) -> str:
+    """The nodes that a job was given, folded. Raises `UserError`."""
     answer = _flux_job("info", job_id, "R")
     try:
         found = msgspec.json.decode(answer, type=_Allotted).execution
     except (msgspec.DecodeError, UnicodeError) as error:
         raise UserError("the resource set that Flux has is not of version 1") from error
-    return ",".join(found.nodelist), int(found.expiration)
+    return ",".join(found.nodelist)
 
 
 def lookup(job_id: str) -> Metadata | None:

@@ -16,7 +16,17 @@ import time
 from datacrumbs.config import OnError, SystemConfig, load_system_config
 from datacrumbs.errors import UserError
 from datacrumbs.jobs import flux
-from datacrumbs.jobs.unit import Job, Source, exit_code, job_user, not_traced, start, stop, tell
+from datacrumbs.jobs.unit import (
+    Job,
+    Source,
+    exit_code,
+    job_user,
+    not_traced,
+    start,
+    stop,
+    tell,
+    to_journal,
+)
 from datacrumbs.probes.file import one_line
 from datacrumbs.run import host_name
 
@@ -34,15 +44,15 @@ def start_job(config: SystemConfig) -> int:
         wanted = flux.metadata_in(_standard_input())
         if wanted is None:
             return 0
-        nodes, end_s = _allotted(run_id)
         job = Job(
             run_id=run_id,
             user=user,
             probe_file=wanted.probe_file,
             source=Source.FLUX,
             cgroup=_cgroup(run_id),
-            nodes=nodes,
-            end_s=end_s,
+            nodes=_node_list(run_id),
+            # a job has its shell, its user's process, on each of its nodes for as long as it lives
+            end_s=int(time.time()),
         )
         start(job, config)
     except UserError as error:
@@ -63,13 +73,13 @@ def stop_job(config: SystemConfig) -> int:
     return 0
 
 
-def _allotted(run_id: str) -> tuple[str, int]:
-    """The job's nodes and the end of its time; a job is traced without these as well."""
+def _node_list(run_id: str) -> str:
+    """The job's nodes; it is traced without them as well."""
     try:
-        return flux.allotted(run_id)
+        return flux.node_list(run_id)
     except UserError as error:
-        syslog.syslog(syslog.LOG_WARNING, f"datacrumbs: run {run_id}: {one_line(error.message)}")
-        return "", 0
+        to_journal(f"run {run_id}: its nodes are not known: {one_line(error.message)}")
+        return ""
 
 
 def _cgroup(run_id: str) -> str:

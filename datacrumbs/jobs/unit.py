@@ -145,12 +145,13 @@ def stop(run_id: str, config: SystemConfig, source: Source) -> None:
     if problem:
         clean_in_background(run_id, source, deadline)
         raise UserError(f"{unit}: {problem}", hint="systemd goes on stopping it")
-    failed = _failure(unit, deadline)
+    shown = _show(unit, deadline)
+    failed = shown.get("ActiveState") == "failed"
     if failed:
         _systemctl("reset-failed", unit, deadline=deadline)
     remove_files(run_id, config)
     if failed:
-        raise UserError(f"{unit}: {failed}", hint="the run's log has the details")
+        raise UserError(f"{unit}: {_result(shown)}", hint="the run's log has the details")
 
 
 def owner(run_id: str, config: SystemConfig) -> Source | None:
@@ -346,19 +347,17 @@ def _show(unit: str, deadline: float) -> dict[str, str]:
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
 
 
-def _failure(unit: str, deadline: float) -> str:
-    """How a unit that is no longer active has failed; empty when it has not."""
-    shown = _show(unit, deadline)
-    if shown.get("ActiveState") != "failed":
-        return ""
-    return shown.get("StatusText") or f"it ended with: {shown.get('Result', 'unknown')}"
+def _result(shown: dict[str, str]) -> str:
+    return f"it ended with: {shown.get('Result', 'unknown')}"
 
 
 def _reason(job: Job, config: SystemConfig, problem: str, deadline: float) -> str:
     """Why a unit did not start, in words of its user's: the daemon's own, where it said some."""
-    reason = _failure(unit_name(job.run_id), deadline) or problem
+    shown = _show(unit_name(job.run_id), deadline)
+    if shown.get("ActiveState") == "failed":
+        problem = shown.get("StatusText") or _result(shown)
     copy = str(probes_file(Path(config.run_dir), job.run_id))
-    return reason.replace(copy, job.probe_file)
+    return problem.replace(copy, job.probe_file)
 
 
 def _give_up(job: Job, config: SystemConfig, deadline: float) -> None:

@@ -98,7 +98,9 @@ def test_a_killed_daemon_is_told_and_cleaned_up(cluster: Bed) -> None:
     cluster.out("n1", "kill", "-9", recorder, user="alice")
     cluster.wait(lambda: cluster.unit("n1", job, "ActiveState") == "failed", "ended")
     cluster.wait_idle()
-    assert "the recorder was ended by SIGKILL; the trace is cut off" in cluster.log("n1", job)
+    log = cluster.log("n1", job)
+    assert "the recorder was ended by SIGKILL; the trace is cut off" in log
+    assert f"datacrumbs@{job}.service: it ended with: exit-code" in log
 
 
 @ON_ONE_SUITE

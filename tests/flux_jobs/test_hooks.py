@@ -323,19 +323,19 @@ def test_flux_errors_are_one_line(
 
 
 @pytest.mark.parametrize(
-    ("answer", "nodes", "end_s"),
+    ("answer", "nodes"),
     [
-        (JOBS["traced"]["R"], "fx[0-1]", 0),
-        (RECORDED["R with a time limit"], "node0", 1795426543),
-        ('{"execution": {}}', "", 0),
+        (JOBS["traced"]["R"], "fx[0-1]"),
+        ('{"execution": {"nodelist": ["a[1-3]", "b"]}}', "a[1-3],b"),
+        ('{"execution": {}}', ""),
     ],
 )
-def test_what_a_job_was_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, nodes: str, end_s: int
+def test_the_nodes_a_job_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, nodes: str
 ) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     Replay(tmp_path).answer("R", answer)
-    assert flux.allotted("f1") == (nodes, end_s)
+    assert flux.node_list("f1") == nodes
 
 
 @pytest.mark.parametrize("answer", ["", "[]", '{"execution": {"nodelist": 3}}'])
@@ -345,7 +345,7 @@ def test_what_is_no_resource_set_is_one_error(
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     Replay(tmp_path).answer("R", answer)
     with pytest.raises(UserError, match="resource set"):
-        flux.allotted("f1")
+        flux.node_list("f1")
 
 
 def test_without_flux_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
