@@ -152,6 +152,8 @@ class Jobs(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     on_error: OnError = OnError.CONTINUE
     start_timeout_s: Annotated[float, Meta(gt=0, le=600)] = 10.0
     stop_timeout_s: Annotated[float, Meta(gt=0, le=600)] = 30.0
+    abandoned_after_s: Annotated[int, Meta(ge=0)] = 3600
+    time_limit_s: Positive = 30 * 24 * 3600
 
 
 class SystemConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,7 @@ def flux(places: Places) -> Iterator[str]:
     """What Flux's configuration lacks, a line each; nothing when all is there."""
     directory = places.flux / "system/conf.d"
     found: dict[str, Any] = {}
-    for path in sorted(places.below(directory).glob("*.toml")):
-        try:
-            _merge(found, tomllib.loads(_text(path)))
-        except tomllib.TOMLDecodeError as error:
-            yield f"{path}: cannot be read: {error}"
+    yield from _read_all(places.below(directory), found, _merge)
     manager = found.get("job-manager", {})
     if found.get("access", {}).get("allow-root-owner") is not True:
         yield f"{directory}: [access] allow-root-owner = true"
@@ -74,11 +70,48 @@ def flux(places: Places) -> Iterator[str]:
         yield f'{directory}: [job-manager] plugins = [{{ load = "perilog.so" }}]'
     for name in ("prolog", "epilog"):
         table = manager.get(name, {})
+        if name == "epilog" and not table and "housekeeping" in manager:
+            yield from _housekeeping(places)
+            continue
         if table.get("per-rank") is not True:
             yield f"{directory}: [job-manager.{name}] per-rank = true"
         if "command" in table:
             script = places.flux / f"system/{name}.d/50-datacrumbs"
             yield f"{directory}: job-manager.{name}.command is set: let it call {script}"
+    yield from _imp(places)
+
+
+def _housekeeping(places: Places) -> Iterator[str]:
+    """A site may have this in the epilog's place: it runs when the job has gone."""
+    script = places.flux / "system/housekeeping.d/50-datacrumbs"
+    if not places.below(script).exists():
+        yield f"ln -s ../epilog.d/50-datacrumbs {script}    (there is no job-manager.epilog)"
+
+
+def _imp(places: Places) -> Iterator[str]:
+    """What lets prologs run as root, in a multi-user instance; without an IMP, nothing.
+
+    Unlike Flux itself, the IMP takes each table from one file only, the last that has it.
+    """
+    directory = places.flux / "imp/conf.d"
+    found: dict[str, Any] = {}
+    yield from _read_all(places.below(directory), found, dict.update)
+    run = found.get("run", {})
+    for name in ("prolog", "epilog") if found else ():
+        if name not in run:
+            where = "the file that has [run.*]" if run else "a file of its own"
+            yield f"{directory}: [run.{name}] as in scheduler/flux/conf/imp.toml, in {where}"
+
+
+def _read_all(
+    directory: Path, into: dict[str, Any], add: Callable[[dict[str, Any], dict[str, Any]], None]
+) -> Iterator[str]:
+    """Read a directory of TOML as Flux does, in the order of names; what cannot be read."""
+    for path in sorted(directory.glob("*.toml")):
+        try:
+            add(into, tomllib.loads(_text(path)))
+        except tomllib.TOMLDecodeError as error:
+            yield f"{path}: cannot be read: {error}"
 
 
 def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:

@@ -6,13 +6,19 @@ residual of each host's pairs; how well the hosts' real-time clocks agree (NTP, 
 can tell.
 
 Which hosts a run had: ``run.json`` says in ``nodes`` if the run's job named them. Without that
-only hosts that left something behind are known, and one that left nothing is not missed.
+only hosts that left something behind are known, and one that left nothing is not missed. A
+scheduler may call nodes by other names than they have themselves; then those that are missing
+can be counted, not named.
 """
 
 from __future__ import annotations
 
+import contextlib
+
 from msgspec import Struct
 
+from datacrumbs.errors import BadInputError
+from datacrumbs.nodelist import unfolded
 from datacrumbs.trace.clocks import RealtimeClock
 from datacrumbs.trace.reader import HostTrace, Trace
 from datacrumbs.trace.runfile import State
@@ -60,11 +66,25 @@ def host_facts(host: HostTrace, events: int) -> HostFacts:
 def missing_hosts(trace: Trace) -> list[str]:
     """Hosts of the run's job that left nothing in the trace, by name.
 
-    A host may be known by its short and by its full name; the short ones are compared.
+    A host may be known by its short and by its full name; the short ones are compared. None
+    when the job's names are not the hosts' own.
     """
-    named = [node for host in trace.hosts if host.run for node in host.run.nodes]
-    there = {_short(host.host) for host in trace.hosts}
-    return sorted({node for node in named if _short(node) not in there})
+    named, there = _named(trace), {_short(host.host) for host in trace.hosts}
+    if not there <= {_short(node) for node in named}:
+        return []
+    return sorted(node for node in named if _short(node) not in there)
+
+
+def _named(trace: Trace) -> set[str]:
+    """The hosts of the run's job, as far as it named them; none for one host's part of a trace."""
+    lists = {",".join(host.run.nodes) for host in trace.hosts if host.run and host.run.nodes}
+    if [host.path for host in trace.hosts] == [trace.path]:
+        return set()
+    named: set[str] = set()
+    for one in lists:
+        with contextlib.suppress(BadInputError):  # damaged, or made to be large: it names nobody
+            named.update(unfolded(one))
+    return named
 
 
 def host_notes(trace: Trace, facts: list[HostFacts]) -> list[str]:
@@ -72,6 +92,8 @@ def host_notes(trace: Trace, facts: list[HostFacts]) -> list[str]:
     notes = []
     if missing := missing_hosts(trace):
         notes.append(f"Nothing here from {_listed(missing)}, which the job ran on too.")
+    elif (fewer := len(named := _named(trace)) - len(trace.hosts)) > 0:
+        notes.append(f"Nothing here from {fewer} of the {len(named)} hosts that the job ran on.")
     if len(facts) > 1:
         if cut := [host.host for host in facts if host.state is State.CUT_OFF]:
             notes.append(f"Cut off: {_listed(cut)}; what happened last there is not in the trace.")

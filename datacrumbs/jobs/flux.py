@@ -81,6 +81,26 @@ def metadata_in(jobspec: str | bytes) -> Metadata | None:
     return parse_value(found)
 
 
+class _Execution(msgspec.Struct):
+    nodelist: list[str] = []
+
+
+class _Allotted(msgspec.Struct):
+    """Of R (RFC 20)."""
+
+    execution: _Execution
+
+
+def node_list(job_id: str) -> str:
+    """The nodes that a job was given, folded. Raises `UserError`."""
+    answer = _flux_job("info", job_id, "R")
+    try:
+        found = msgspec.json.decode(answer, type=_Allotted).execution
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise UserError("the resource set that Flux has is not of version 1") from error
+    return ",".join(found.nodelist)
+
+
 def lookup(job_id: str) -> Metadata | None:
     """What the job asked for when it was submitted. Raises `UserError`."""
     return metadata_in(_flux_job("info", f58plain(job_id), "jobspec"))

@@ -16,7 +16,17 @@ import time
 from datacrumbs.config import OnError, SystemConfig, load_system_config
 from datacrumbs.errors import UserError
 from datacrumbs.jobs import flux
-from datacrumbs.jobs.unit import Job, exit_code, job_user, not_traced, start, stop, tell
+from datacrumbs.jobs.unit import (
+    Job,
+    Source,
+    exit_code,
+    job_user,
+    not_traced,
+    start,
+    stop,
+    tell,
+    to_journal,
+)
 from datacrumbs.probes.file import one_line
 from datacrumbs.run import host_name
 
@@ -34,7 +44,16 @@ def start_job(config: SystemConfig) -> int:
         wanted = flux.metadata_in(_standard_input())
         if wanted is None:
             return 0
-        job = Job(run_id=run_id, user=user, probe_file=wanted.probe_file, cgroup=_cgroup(run_id))
+        job = Job(
+            run_id=run_id,
+            user=user,
+            probe_file=wanted.probe_file,
+            source=Source.FLUX,
+            cgroup=_cgroup(run_id),
+            nodes=_node_list(run_id),
+            # a job has its shell, its user's process, on each of its nodes for as long as it lives
+            end_s=int(time.time()),
+        )
         start(job, config)
     except UserError as error:
         not_traced(run_id, user, config, error)
@@ -46,12 +65,21 @@ def stop_job(config: SystemConfig) -> int:
     """The epilog; the exit code."""
     run_id = flux.f58plain(os.environ.get("FLUX_JOB_ID", ""))
     try:
-        stop(run_id, config)
+        stop(run_id, config, Source.FLUX)
     except UserError as error:
         user = job_user(os.environ.get("FLUX_JOB_USERID", ""))
         tell(run_id, user, config, error.message)
         return exit_code(config)
     return 0
+
+
+def _node_list(run_id: str) -> str:
+    """The job's nodes; it is traced without them as well."""
+    try:
+        return flux.node_list(run_id)
+    except UserError as error:
+        to_journal(f"run {run_id}: its nodes are not known: {one_line(error.message)}")
+        return ""
 
 
 def _cgroup(run_id: str) -> str:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from datacrumbs.errors import BadInputError
+from datacrumbs.nodelist import checked, unfolded
 from datacrumbs.probes.file import one_line
 
-MAX_NODES = 65_536
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")  # never an option of ssh
 _SSH_FAILED = 255
 _OPTION = re.compile(r"^datacrumbs\w*: (?:error|hint): ")
@@ -93,17 +93,11 @@ def node_names(node_list: str) -> list[str]:
 
     Raises `BadInputError`.
     """
-    from ClusterShell.NodeSet import NodeSet, NodeSetException
-    from ClusterShell.NodeUtils import GroupResolverError
-
     try:
-        found = NodeSet(node_list)
-        if len(found) > MAX_NODES:
-            raise BadInputError(f"--node-list: more than {MAX_NODES} nodes")
-        names = list(found)
-    except (NodeSetException, GroupResolverError, ValueError) as error:
+        names = unfolded(node_list, groups=True)
+    except BadInputError as error:
         raise BadInputError(
-            f"--node-list: {one_line(str(error))}", hint='write it as "node[1-4],node7"'
+            f"--node-list: {one_line(error.message)}", hint='write it as "node[1-4],node7"'
         ) from error
     if not names:
         raise BadInputError("--node-list: no nodes in it", hint='write it as "node[1-4],node7"')
@@ -120,7 +114,7 @@ def start(
 
     When a node fails, the others are stopped again, unless ``keep``.
     """
-    line = remote.line("start", run_id, user, str(probe_file))
+    line = remote.line("start", run_id, user, str(probe_file), *_node_list(names))
     results: list[Node] = []
     try:
         results = everywhere(names, line, remote, State.TRACING)
@@ -131,6 +125,14 @@ def start(
     if outcome.ok or keep:
         return outcome
     return Outcome(run_id, list(_rolled_back(results, run_id, user, remote)))
+
+
+def _node_list(names: list[str]) -> list[str]:
+    """The option by which a node learns of the others, for whoever reads its trace."""
+    from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet
+
+    folded = checked(str(NodeSet.fromlist(names, resolver=RESOLVER_NOGROUP)))
+    return ["--node-list", folded] if folded else []
 
 
 def stop(names: list[str], run_id: str, user: str, remote: Remote) -> Outcome:

@@ -12,6 +12,9 @@ from datacrumbs.errors import UserError
 
 TIMEOUT_S = 30
 
+_ID_END = 1 << 32
+_INVALID_JOB_ID = 2017  # slurm_errno.h
+
 
 @dataclass(frozen=True, slots=True)
 class SlurmJob:
@@ -30,6 +33,8 @@ def look_up(job_id: int) -> SlurmJob:
     Through pyslurm where it can be imported (it fits one release of Slurm exactly), else through
     ``scontrol show job --json``, which Slurm has from 23.02 on.
     """
+    if not 0 < job_id < _ID_END:
+        raise _no_such_job(job_id)
     try:
         pyslurm = importlib.import_module("pyslurm")
     except ImportError:
@@ -41,7 +46,9 @@ def _by_pyslurm(pyslurm: Any, job_id: int) -> SlurmJob:
     try:
         job = pyslurm.Job.load(job_id)
     except pyslurm.RPCError as error:
-        raise UserError(f"job {job_id}: {error}", hint="squeue lists the jobs") from error
+        if error.errno == _INVALID_JOB_ID:
+            raise _no_such_job(job_id) from error
+        raise UserError(f"job {job_id}: {error}", hint="is slurmctld running?") from error
     return SlurmJob(
         job_id=int(job.id),
         user=job.user_name or "",
@@ -76,7 +83,7 @@ def job_in(answer: str, job_id: int) -> SlurmJob:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"job {job_id}: scontrol's answer is not understood: {error!r}") from error
     if found is None:
-        raise UserError(f"Slurm has no job {job_id}", hint="squeue lists the jobs")
+        raise _no_such_job(job_id)
     state = found.get("job_state", "")  # a list of flags since 23.11
     return SlurmJob(
         job_id=job_id,
@@ -85,3 +92,7 @@ def job_in(answer: str, job_id: int) -> SlurmJob:
         nodes=found.get("nodes", ""),
         comment=found.get("comment", ""),
     )
+
+
+def _no_such_job(job_id: int) -> UserError:
+    return UserError(f"Slurm has no job {job_id}", hint="squeue lists the jobs")

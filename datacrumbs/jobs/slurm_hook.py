@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import sys
 from collections.abc import Mapping
 
@@ -16,6 +17,7 @@ from datacrumbs.errors import BadInputError, UserError
 from datacrumbs.jobs.metadata import Metadata, check_path, parse_comment
 from datacrumbs.jobs.unit import (
     Job,
+    Source,
     exit_code,
     job_user,
     not_traced,
@@ -27,6 +29,7 @@ from datacrumbs.jobs.unit import (
 from datacrumbs.probes.file import one_line
 from datacrumbs.run import check_run_id
 
+UNLIMITED_S = 365 * 24 * 3600
 PROBE_FILE = b"SPANK_DATACRUMBS_PROBE_FILE"
 """Set by our SPANK plugin, for jobs submitted with ``--datacrumbs-probe-file``."""
 
@@ -58,8 +61,11 @@ def start_job(environ: Mapping[bytes, bytes], config: SystemConfig) -> int:
                 run_id=run_id,
                 user=user,
                 probe_file=wanted.probe_file,
+                source=Source.SLURM,
                 cgroup=f"job_{run_id}",  # made by the job's first step, in versions 1 and 2
                 attempt=_text(environ, b"SLURM_JOB_RESTART_COUNT") or "0",
+                nodes=_text(environ, b"SLURM_NODELIST") or _text(environ, b"SLURM_JOB_NODELIST"),
+                end_s=time_limit_end_s(environ),
             ),
             config,
         )
@@ -73,7 +79,7 @@ def stop_job(environ: Mapping[bytes, bytes], config: SystemConfig) -> int:
     """The epilog; the exit code."""
     run_id = _job_id(environ)
     try:
-        stop(run_id, config)
+        stop(run_id, config, Source.SLURM)
     except UserError as error:
         tell(run_id, _user_or_none(environ), config, error.message)
         return exit_code(config)
@@ -82,6 +88,18 @@ def stop_job(environ: Mapping[bytes, bytes], config: SystemConfig) -> int:
 
 def _job_id(environ: Mapping[bytes, bytes]) -> str:
     return check_run_id(_text(environ, b"SLURM_JOB_ID"), source="SLURM_JOB_ID")
+
+
+def time_limit_end_s(environ: Mapping[bytes, bytes]) -> int:
+    """The end of the job's time limit, in Unix seconds; 0: there is none, or none is said.
+
+    22.05 says none, 24.11 does; of a job without a limit it says a year.
+    """
+    times = [_text(environ, b"SLURM_JOB_%s_TIME" % name) for name in (b"START", b"END")]
+    if not all(re.fullmatch(r"[0-9]{1,18}", time) for time in times):
+        return 0
+    start_s, end_s = map(int, times)
+    return end_s if end_s - start_s < UNLIMITED_S else 0
 
 
 def _text(environ: Mapping[bytes, bytes], name: bytes) -> str:

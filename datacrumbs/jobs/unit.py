@@ -21,11 +21,13 @@ import sys
 import syslog
 import time
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from datacrumbs.config import OnError, SystemConfig
 from datacrumbs.errors import UserError
 from datacrumbs.jobs.as_user import read_as_user
+from datacrumbs.nodelist import checked
 from datacrumbs.probes.file import one_line
 from datacrumbs.run import check_run_id, env_file, failed_file, make_run_dir, probes_file
 from datacrumbs.runlog import Log
@@ -38,6 +40,23 @@ SPARE_S = 0.5
 """What is left of a deadline for cleaning up after it has passed."""
 
 
+class Source(StrEnum):
+    """Who starts a run and is the one to stop it: a job's id may be a run id of somebody else's."""
+
+    SLURM = "slurm"
+    FLUX = "flux"
+    WRAPPER = "wrapper"
+    ADMIN = ""  # by the unit alone
+
+
+_NAMES = {
+    Source.SLURM: "started by Slurm's prolog",
+    Source.FLUX: "started by Flux's prolog",
+    Source.WRAPPER: "started by datacrumbs_run or datacrumbs_service_wrapper",
+    Source.ADMIN: "started with systemctl",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """A job that is to be traced on this node.
@@ -45,13 +64,18 @@ class Job:
     ``cgroup`` is the last part of the name of the job's cgroup, for `select: job`; it need not
     exist yet.
     ``attempt`` tells a requeued job from its earlier life: another one is a new run.
+    ``nodes``: all of the job's, as its scheduler writes them. ``end_s``: the Unix time at which
+    its time limit is over; 0: not known.
     """
 
     run_id: str
     user: pwd.struct_passwd
     probe_file: str
+    source: Source
     cgroup: str = ""
     attempt: str = "0"
+    nodes: str = ""
+    end_s: int = 0
 
 
 def job_user(uid: str) -> pwd.struct_passwd:
@@ -73,16 +97,19 @@ def start(job: Job, config: SystemConfig) -> None:
     """Trace ``job`` from now on: returns when its daemon is ready.
 
     Does nothing when it is being traced already. Raises `UserError` when it cannot be traced,
-    at the latest after ``jobs.start_timeout_s``; nothing of it then stays.
+    at the latest after ``jobs.start_timeout_s``; nothing of it then stays. A run of this id that
+    somebody else has started goes on, and is one reason.
     """
     deadline = time.monotonic() + config.jobs.start_timeout_s
     run_dir, unit = Path(config.run_dir), unit_name(job.run_id)
     make_run_dir(run_dir)
     record = env_file(run_dir, job.run_id)
-    values = _values(job, run_dir)
-    if record.exists():
-        if record.read_text() == values and _systemctl("is-active", unit, deadline=deadline) == "":
-            return
+    values = _values(job, config)
+    before = _recorded(record)
+    state = check_is_ours(job.run_id, job.source, job.user, config, deadline)
+    if state == "active" and _is_same(before or {}, values):
+        return
+    if before is not None:
         _systemctl("stop", unit, deadline=deadline)
     remove_files(job.run_id, config)
     try:
@@ -93,36 +120,69 @@ def start(job: Job, config: SystemConfig) -> None:
             timeout_s=deadline - SPARE_S - time.monotonic(),
         )
         _write(probes_file(run_dir, job.run_id), probes, 0o600)
-        _write(record, values.encode(), 0o600)
+        _write(record, "".join(f"{k}={v}\n" for k, v in values.items()).encode(), 0o600)
         problem = _systemctl("start", unit, deadline=deadline - SPARE_S)
         if problem:
             raise UserError(_reason(job, config, problem, deadline))
     except UserError:
-        _give_up(job.run_id, config, deadline)
+        _give_up(job, config, deadline)
         raise
 
 
-def stop(run_id: str, config: SystemConfig) -> None:
+def stop(run_id: str, config: SystemConfig, source: Source) -> None:
     """End the tracing of a job: returns when its trace is closed and its unit inactive.
 
-    Does nothing for a job that is not ours. What takes longer than ``jobs.stop_timeout_s`` goes
-    on in the background; that, and a daemon that did not end well, raises `UserError`.
+    Does nothing for a run that ``source`` has not started. What takes longer than
+    ``jobs.stop_timeout_s`` goes on in the background; that, and a daemon that did not end well,
+    raises `UserError`.
     """
     deadline = time.monotonic() + config.jobs.stop_timeout_s
     run_dir, unit = Path(config.run_dir), unit_name(run_id)
-    if not env_file(run_dir, run_id).exists():
+    if owner(run_id, config) is not source:
         failed_file(run_dir, run_id).unlink(missing_ok=True)
         return
     problem = _systemctl("stop", unit, deadline=deadline - SPARE_S)
     if problem:
-        clean_in_background(run_id, deadline)
+        clean_in_background(run_id, source, deadline)
         raise UserError(f"{unit}: {problem}", hint="systemd goes on stopping it")
-    failed = _failure(unit, deadline)
+    shown = _show(unit, deadline)
+    failed = shown.get("ActiveState") == "failed"
     if failed:
         _systemctl("reset-failed", unit, deadline=deadline)
     remove_files(run_id, config)
     if failed:
-        raise UserError(f"{unit}: {failed}", hint="the run's log has the details")
+        raise UserError(f"{unit}: {_result(shown)}", hint="the run's log has the details")
+
+
+def owner(run_id: str, config: SystemConfig) -> Source | None:
+    """Who has started the run of this id that is recorded on this node; None without one."""
+    record = _recorded(env_file(Path(config.run_dir), run_id))
+    return None if record is None else _source(record)
+
+
+def check_is_ours(
+    run_id: str,
+    source: Source,
+    user: pwd.struct_passwd,
+    config: SystemConfig,
+    deadline: float,
+) -> str:
+    """Raise `UserError` when a run of this id goes on here that is somebody else's.
+
+    Of a scheduler, two jobs of one id are never there at once: the later one is the only one.
+    Returns the state of the unit.
+    """
+    state = _show(unit_name(run_id), deadline).get("ActiveState", "")
+    if state not in ("active", "activating"):
+        return state
+    record = _recorded(env_file(Path(config.run_dir), run_id)) or {}
+    other, uid = _source(record), record.get(_UID, "")
+    if other is not source or (source is Source.WRAPPER and uid != str(user.pw_uid)):
+        raise UserError(
+            f"run {run_id} goes on here already, {_NAMES[other]}{f' for uid {uid}' if uid else ''}",
+            hint=f"as root, systemctl stop {unit_name(run_id)} ends it",
+        )
+    return state
 
 
 def not_traced(
@@ -170,13 +230,15 @@ def _remove_inputs(run_id: str, config: SystemConfig) -> None:
         path(Path(config.run_dir), run_id).unlink(missing_ok=True)
 
 
-def clean(run_id: str, config: SystemConfig) -> None:
+def clean(run_id: str, config: SystemConfig, source: Source) -> None:
     """Stop a job's unit however long it takes (its ``TimeoutStopSec``), then remove the rest.
 
     Why a job is not traced stays to be read by its user: its end removes that. What the
-    job has been started with meanwhile, requeued, stays as well.
+    job has been started with meanwhile, requeued, stays as well, and what is not ``source``'s.
     """
     unit, record = unit_name(run_id), env_file(Path(config.run_dir), run_id)
+    if owner(run_id, config) not in (None, source):
+        return
     before = _identity(record)
     subprocess.run(["systemctl", "stop", unit], check=False)
     if _identity(record) == before:
@@ -192,23 +254,46 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return None
 
 
-def clean_in_background(run_id: str, deadline: float) -> None:
+def clean_in_background(run_id: str, source: Source, deadline: float) -> None:
     """Have `clean` done by a unit of its own, which outlives the hook."""
     command = ["systemd-run", "--no-block", "--collect", "--quiet"]
     command += [f"--unit=datacrumbs-clean-{check_run_id(run_id)}"]
-    command += [sys.executable, "-I", "-m", "datacrumbs.jobs.clean", run_id]
+    command += [sys.executable, "-I", "-m", "datacrumbs.jobs.clean", run_id, source]
     _run(command, deadline)
 
 
-def _values(job: Job, run_dir: Path) -> str:
-    """The unit's environment file: no value in it is a user's free text."""
-    lines = [
-        f"PROBE_FILE={probes_file(run_dir, job.run_id)}",
-        f"DATACRUMBS_JOB_UID={job.user.pw_uid}",
-        f"DATACRUMBS_JOB_ATTEMPT={check_run_id(job.attempt, source='attempt')}",
-    ]
-    lines += [f"DATACRUMBS_JOB_CGROUP={job.cgroup}"] if job.cgroup else []
-    return "\n".join(lines) + "\n"
+_SOURCE, _UID, _END = "DATACRUMBS_JOB_SOURCE", "DATACRUMBS_JOB_UID", "DATACRUMBS_JOB_END"
+
+
+def _values(job: Job, config: SystemConfig) -> dict[str, str]:
+    """What the unit's environment file holds: no value in it is a user's free text."""
+    values = {
+        "PROBE_FILE": str(probes_file(Path(config.run_dir), job.run_id)),
+        _SOURCE: job.source.value,
+        _UID: str(job.user.pw_uid),
+        "DATACRUMBS_JOB_ATTEMPT": check_run_id(job.attempt, source="attempt"),
+        "DATACRUMBS_JOB_CGROUP": job.cgroup,
+        "DATACRUMBS_JOB_NODES": checked(job.nodes),
+        _END: str(job.end_s or int(time.time() + config.jobs.time_limit_s)),
+    }
+    return {name: value for name, value in values.items() if value}
+
+
+def _recorded(record: Path) -> dict[str, str] | None:
+    """The values of an environment file; None when there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        lines = record.read_text(errors="replace").splitlines()
+        return dict(line.split("=", 1) for line in lines if "=" in line)
+    return None
+
+
+def _source(values: dict[str, str]) -> Source:
+    return next((one for one in Source if one == values.get(_SOURCE)), Source.ADMIN)
+
+
+def _is_same(before: dict[str, str], values: dict[str, str]) -> bool:
+    """Whether both are of one life of a job: when it ends may have been counted from now."""
+    return before | {_END: ""} == values | {_END: ""}
 
 
 def _write(path: Path, data: bytes, mode: int, owner: pwd.struct_passwd | None = None) -> None:
@@ -262,24 +347,22 @@ def _show(unit: str, deadline: float) -> dict[str, str]:
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
 
 
-def _failure(unit: str, deadline: float) -> str:
-    """How a unit that is no longer active has failed; empty when it has not."""
-    shown = _show(unit, deadline)
-    if shown.get("ActiveState") != "failed":
-        return ""
-    return shown.get("StatusText") or f"it ended with: {shown.get('Result', 'unknown')}"
+def _result(shown: dict[str, str]) -> str:
+    return f"it ended with: {shown.get('Result', 'unknown')}"
 
 
 def _reason(job: Job, config: SystemConfig, problem: str, deadline: float) -> str:
     """Why a unit did not start, in words of its user's: the daemon's own, where it said some."""
-    reason = _failure(unit_name(job.run_id), deadline) or problem
+    shown = _show(unit_name(job.run_id), deadline)
+    if shown.get("ActiveState") == "failed":
+        problem = shown.get("StatusText") or _result(shown)
     copy = str(probes_file(Path(config.run_dir), job.run_id))
-    return reason.replace(copy, job.probe_file)
+    return problem.replace(copy, job.probe_file)
 
 
-def _give_up(run_id: str, config: SystemConfig, deadline: float) -> None:
+def _give_up(job: Job, config: SystemConfig, deadline: float) -> None:
     """Leave nothing of a job that is not traced; a unit that hangs is left to systemd."""
-    unit = unit_name(run_id)
+    run_id, unit = job.run_id, unit_name(job.run_id)
     if not env_file(Path(config.run_dir), run_id).exists():
         remove_files(run_id, config)
         return
@@ -287,4 +370,4 @@ def _give_up(run_id: str, config: SystemConfig, deadline: float) -> None:
         _systemctl("reset-failed", unit, deadline=deadline)
         remove_files(run_id, config)
     else:
-        clean_in_background(run_id, deadline)
+        clean_in_background(run_id, job.source, deadline)

@@ -114,7 +114,7 @@ class RingFacts(Struct, frozen=True, kw_only=True):
 class RunInfo(Struct, frozen=True, kw_only=True):
     """All of ``run.json``. ``started_ns`` and ``stopped_ns`` are CLOCK_REALTIME.
 
-    ``nodes``: the hosts of the run's job, where the job named them.
+    ``nodes``: the nodes of the run's job, where it named them, folded: ``["n[1-64]"]``.
     """
 
     format: int = FORMAT

@@ -30,6 +30,7 @@ from datacrumbs.trace.rundir import create_run_directory
 from datacrumbs.trace.runfile import ProbeFileFacts, write_run_info
 from datacrumbs.tracer import layout, privileges, signals
 from datacrumbs.tracer.attach import Attached, JobCgroup, attach, check_profiles
+from datacrumbs.tracer.job import Job
 from datacrumbs.tracer.recorder import Recorder, Run, first_run_info
 
 READY = "ready"
@@ -41,12 +42,11 @@ def run_daemon(
     run_id: str,
     *,
     config: SystemConfig,
-    uid: int | None = None,
-    cgroup: Path | None = None,
+    job: Job,
 ) -> int:
-    """Trace until SIGTERM or SIGINT; returns the exit code. Needs root.
+    """Trace until SIGTERM or SIGINT, or until ``job`` is over; returns the exit code. Needs root.
 
-    With ``uid``, a probe file made for anybody else is refused. Raises `UserError` for
+    A probe file made for anybody else than the job's user is refused. Raises `UserError` for
     everything that stops it before it is ready; the unit's status then says so too.
     """
     if os.geteuid() != 0:
@@ -54,7 +54,7 @@ def run_daemon(
     signals.hold()
     _open_standard_streams()
     try:
-        return _run(probe_path, run_id, config, uid, cgroup)
+        return _run(probe_path, run_id, config, job)
     except UserError as error:
         notify(f"STATUS={one_line(error.message)}")
         raise
@@ -71,22 +71,20 @@ def _open_standard_streams() -> None:
     os.close(fd)
 
 
-def _run(
-    probe_path: Path, run_id: str, config: SystemConfig, uid: int | None, cgroup: Path | None
-) -> int:
+def _run(probe_path: Path, run_id: str, config: SystemConfig, job: Job) -> int:
     run_dir = Path(config.run_dir)
     make_run_dir(run_dir)
     lock_fd = _lock(run_dir, run_id)
     ready = ready_file(run_dir, run_id)
     ready.unlink(missing_ok=True)  # of a daemon that was killed: the lock was free
     try:
-        run = _verified(probe_path, run_id, config, uid)
+        run = _verified(probe_path, run_id, config, job)
         entry = privileges.account(run.probes.uid, run.probes.user)
         log = Log(f"datacrumbs[{run_id}]")
         log.open(Path(config.log_dir), entry, run_id)
         run = _without_pointers(run, log)
-        job = _job_cgroup(cgroup) if cgroup and _selects_job(run) else None
-        attached = attach(run.probes, config=config, run_id=run_id, job=job, log=log.say)
+        cgroup = _job_cgroup(job.cgroup) if job.cgroup and _selects_job(run) else None
+        attached = attach(run.probes, config=config, run_id=run_id, job=cgroup, log=log.say)
         _remember_refusals(run, attached, log)
         return _supervise(run, attached, entry, ready, log, lock_fd=lock_fd)
     finally:
@@ -114,7 +112,7 @@ def _lock(run_dir: Path, run_id: str) -> int:
         os.close(fd)
 
 
-def _verified(path: Path, run_id: str, config: SystemConfig, uid: int | None) -> Run:
+def _verified(path: Path, run_id: str, config: SystemConfig, job: Job) -> Run:
     keys_dir = Path(config.keys.public_dir)
     verified = load_verified(
         path,
@@ -124,7 +122,7 @@ def _verified(path: Path, run_id: str, config: SystemConfig, uid: int | None) ->
         now=time.time(),
         cluster=config.cluster,
         machine=platform.machine(),
-        expect_user_uid=uid,
+        expect_user_uid=job.uid,
     )
     probes = verified.probes
     if probes.probe_count() > config.limits.functions:
@@ -138,7 +136,7 @@ def _verified(path: Path, run_id: str, config: SystemConfig, uid: int | None) ->
         created=probes.created,
         expires=probes.expires,
     )
-    return Run(run_id, probes, facts, config)
+    return Run(run_id, probes, facts, config, job)
 
 
 def _selects_job(run: Run) -> bool:

@@ -46,6 +46,7 @@ from datacrumbs.trace.schema import (
 from datacrumbs.tracer import layout
 from datacrumbs.tracer.attach import Attached, power_of_two, read_all
 from datacrumbs.tracer.custom import RING_BYTES
+from datacrumbs.tracer.job import End, Job
 from datacrumbs.tracer.signals import WAKE
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Run:
     probes: ProbeList
     probe_file: ProbeFileFacts
     config: SystemConfig
+    job: Job
 
 
 def first_run_info(run: Run, attached: Attached) -> RunInfo:
@@ -103,6 +105,7 @@ def first_run_info(run: Run, attached: Attached) -> RunInfo:
         ring=RingFacts(
             count=len(attached.ring_fds), bytes=attached.ring_bytes * len(attached.ring_fds)
         ),
+        nodes=[run.job.nodes] if run.job.nodes else [],
     )
 
 
@@ -142,6 +145,7 @@ class Recorder:
         self._profiled = 0
         self._disk_lost = 0
         self._unfinished = 0
+        self._end = End(run.probes.uid, run.job.end_s, run.config)
         self._logged, self._beaten = Told(time.monotonic()), Told(time.monotonic())
         functions = attached.plan.functions
         self._write_rows(
@@ -167,6 +171,9 @@ class Recorder:
                 return self._stop()
             pause_s = BUSY_POLL_S if self._drain() > 100_000 else POLL_S
             now = time.monotonic()
+            if now >= self._end.look_at and self._end.has_come(now):
+                self._say(self._end.why())
+                return self._stop()
             if got:
                 self._say(self.status(self._logged))
             if now >= interval_at:

@@ -184,13 +184,16 @@ int slurm_spank_task_init(spank_t sp, int argc, char **argv)
 	(void)argv;
 	if (spank_get_item(sp, S_JOB_ID, &job) || spank_get_item(sp, S_TASK_ID, &task))
 		return 0;
-	snprintf(path, sizeof(path), "%s/datacrumbs-%u.ready", run_dir, job);
-	if (access(path, F_OK)) {
-		snprintf(path, sizeof(path), "%s/datacrumbs-%u.failed", run_dir, job);
+	/* first: a run of this id may go on that is not the job's */
+	snprintf(path, sizeof(path), "%s/datacrumbs-%u.failed", run_dir, job);
+	if (!access(path, F_OK)) {
 		if (task == 0)
 			tell_why_not(path);
 		return 0;
 	}
+	snprintf(path, sizeof(path), "%s/datacrumbs-%u.ready", run_dir, job);
+	if (access(path, F_OK))
+		return 0;
 	/* not one that is not there: the loader would complain in every process of the job */
 	if (access(library, R_OK))
 		return 0;

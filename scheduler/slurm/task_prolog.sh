@@ -10,7 +10,12 @@ library=/opt/datacrumbs/lib/datacrumbs/libdatacrumbs_client.so
 run_dir=/run/datacrumbs # as run_dir of system.yaml
 
 ours=$run_dir/datacrumbs-${SLURM_JOB_ID-}
-if [ -e "$ours.ready" ]; then
+if [ -e "$ours.failed" ]; then # first: a run of this id may go on that is not the job's
+	if [ -r "$ours.failed" ] && [ "${SLURM_LOCALID:-0}" = 0 ]; then
+		read -r reason <"$ours.failed"
+		printf 'print datacrumbs: not traced: %s\n' "$reason"
+	fi
+elif [ -e "$ours.ready" ]; then
 	[ -r "$library" ] || exit 0
 	echo "export DATACRUMBS_RUN_ID=$SLURM_JOB_ID"
 	case :${LD_PRELOAD-}: in
@@ -19,8 +24,5 @@ if [ -e "$ours.ready" ]; then
 	esac
 	# gcc's AddressSanitizer insists on being the first library; ours hides nothing from it
 	printf 'export ASAN_OPTIONS=%s\n' "${ASAN_OPTIONS:+$ASAN_OPTIONS:}verify_asan_link_order=0"
-elif [ -r "$ours.failed" ] && [ "${SLURM_LOCALID:-0}" = 0 ]; then
-	read -r reason <"$ours.failed"
-	printf 'print datacrumbs: not traced: %s\n' "$reason"
 fi
 exit 0

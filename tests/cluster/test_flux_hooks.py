@@ -65,6 +65,7 @@ def test_a_job_is_traced_from_its_prolog_to_its_epilog(flux: Flux) -> None:
         flux.cluster.run("n1", "test", "-e", f"/run/datacrumbs/datacrumbs-{JOB}.ready")
         values = flux.cluster.out("n1", "cat", f"/run/datacrumbs/datacrumbs-{JOB}.env")
         assert f"DATACRUMBS_JOB_CGROUP=imp-shell-0-{JOB}.service" in values.splitlines()
+        assert "DATACRUMBS_JOB_NODES=fx[0-1]" in values.splitlines()
         flux.tasks(*DD)
     for _ in range(2):
         flux.hook("epilog", job)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import signal
 import time
 
-from cluster.bed import ON_ONE_SUITE, Bed
+from cluster.bed import ON_ONE_SUITE, PREFIX, Bed
 from cluster.test_slurm import COUNT, DD, SIZE, comment, job_of, sh
 
+WRAPPER = PREFIX / "bin/datacrumbs_service_wrapper"
 HANGS = ("ExecStart=", "ExecStart=/bin/sleep infinity")
 SOON = "jobs: {start_timeout_s: 3, stop_timeout_s: 2}"
-
-pytestmark = ON_ONE_SUITE
 
 
 def _ended(cluster: Bed, name: str, job: str, asked: str = "") -> float:
@@ -43,6 +42,7 @@ def test_a_job_cancelled_in_its_prolog_leaves_nothing(cluster: Bed) -> None:
         cluster.wait(lambda: not cluster.leftovers("n1"), "the cleaner is done")
 
 
+@ON_ONE_SUITE
 def test_slurms_own_deadline_is_taken_at_once(cluster: Bed) -> None:
     """PrologEpilogTimeout sends SIGTERM to the hook and all it has started."""
     with cluster.drop_in("n1", *HANGS):
@@ -57,6 +57,7 @@ def test_slurms_own_deadline_is_taken_at_once(cluster: Bed) -> None:
         cluster.wait(lambda: not cluster.leftovers("n1"), "the cleaner is done")
 
 
+@ON_ONE_SUITE
 def test_a_recorder_that_its_user_has_stopped_does_not_hold_the_node(cluster: Bed) -> None:
     with cluster.site("n1", SOON):
         job = cluster.sbatch(
@@ -75,6 +76,7 @@ def test_a_recorder_that_its_user_has_stopped_does_not_hold_the_node(cluster: Be
     assert cluster.writes(job, SIZE) == {"n1": COUNT}
 
 
+@ON_ONE_SUITE
 def test_the_watchdog_ends_a_recorder_that_hangs(cluster: Bed) -> None:
     with cluster.drop_in("n1", "WatchdogSec=4", "TimeoutAbortSec=2"):
         job = cluster.sbatch("sleep 12", "-wn1", "--comment", comment(cluster.sign()))
@@ -96,9 +98,12 @@ def test_a_killed_daemon_is_told_and_cleaned_up(cluster: Bed) -> None:
     cluster.out("n1", "kill", "-9", recorder, user="alice")
     cluster.wait(lambda: cluster.unit("n1", job, "ActiveState") == "failed", "ended")
     cluster.wait_idle()
-    assert "the recorder was ended by SIGKILL; the trace is cut off" in cluster.log("n1", job)
+    log = cluster.log("n1", job)
+    assert "the recorder was ended by SIGKILL; the trace is cut off" in log
+    assert f"datacrumbs@{job}.service: it ended with: exit-code" in log
 
 
+@ON_ONE_SUITE
 def test_a_daemon_that_cannot_be_executed_is_told(cluster: Bed) -> None:
     with cluster.drop_in("n1", "ExecStart=", "ExecStart=/nowhere/datacrumbs"):
         said = cluster.srun("-Q", "-wn1", "--comment", comment(cluster.sign()), *sh())
@@ -129,6 +134,7 @@ def test_on_error_fail_fails_the_job_only_if_the_admin_says_so(cluster: Bed) -> 
     assert "/none: No such file" in cluster.log("n1", job)
 
 
+@ON_ONE_SUITE
 def test_a_broken_system_yaml_lets_jobs_run(cluster: Bed) -> None:
     with cluster.site("n1", "jobs: {on_eror: fail}"):
         said = cluster.srun("-Q", "-wn1", "--comment", comment(cluster.sign()), *sh())
@@ -137,6 +143,7 @@ def test_a_broken_system_yaml_lets_jobs_run(cluster: Bed) -> None:
         cluster.wait_idle()
 
 
+@ON_ONE_SUITE
 def test_hooks_may_come_twice_or_without_each_other(cluster: Bed) -> None:
     asked = comment(cluster.sign())
     _ended(cluster, "epilog", "901")
@@ -152,6 +159,67 @@ def test_hooks_may_come_twice_or_without_each_other(cluster: Bed) -> None:
     _ended(cluster, "epilog", "902")
 
 
+@ON_ONE_SUITE
+def test_a_run_whose_epilog_never_comes_ends_by_itself(cluster: Bed) -> None:
+    with cluster.site("n2", "jobs: {abandoned_after_s: 2, time_limit_s: 1}"):
+        sleeper = cluster.popen("n2", "sleep", "60", user="alice")
+        process = cluster.hook("n2", "prolog", "903", comment(cluster.sign()))
+        with process, sleeper:
+            assert process.wait(30) == 0
+            time.sleep(5)  # its time is over, but its user is here
+            assert cluster.unit("n2", "903", "ActiveState") == "active"
+            cluster.out("n2", "pkill", "-u", "alice", "sleep")
+        cluster.wait(lambda: cluster.unit("n2", "903", "ActiveState") == "inactive", "over")
+    assert "nobody has ended the run: it ends" in cluster.log("n2", "903")
+    assert cluster.writes("903", SIZE) == {}
+    with cluster.hook("n2", "epilog", "903") as late:
+        assert late.wait(30) == 0
+
+
+def test_a_run_that_has_a_jobs_id_is_not_taken_over(cluster: Bed) -> None:
+    path, script = cluster.sign(), " ".join(DD)
+    job = cluster.sbatch(script, "--hold", "-wn1", "--comment", comment(path))
+    cluster.out("n1", WRAPPER, "start", job, "alice", path)
+    cluster.out("n1", "scontrol", "release", job)
+    cluster.wait_idle()
+    said = (cluster.shared / f"home/alice/slurm-{job}.out").read_text()
+    assert said.startswith(
+        f"datacrumbs: not traced: run {job} goes on here already, started by datacrumbs_run or "
+    )
+    assert cluster.unit("n1", job, "ActiveState") == "active"
+    refused = cluster.run("n1", WRAPPER, "stop", job, "bob", expect=1).stderr
+    assert f"run {job} goes on here already, started by datacrumbs_run" in refused
+    cluster.out("n1", WRAPPER, "stop", job, "alice")
+    assert cluster.writes(job, SIZE) == {}
+
+
+@ON_ONE_SUITE
+def test_a_jobs_run_is_not_taken_over(cluster: Bed) -> None:
+    path = cluster.sign()
+    job = cluster.sbatch(f"{' '.join(DD)}; sleep 4", "-wn1", "--comment", comment(path))
+    cluster.wait(lambda: cluster.unit("n1", job, "ActiveState") == "active", "ready")
+    for action in (("start", job, "alice", str(path)), ("stop", job, "alice")):
+        refused = cluster.run("n1", WRAPPER, *action, expect=1).stderr
+        assert f"run {job} goes on here already, started by Slurm's prolog" in refused
+    cluster.wait_idle()
+    assert cluster.writes(job, SIZE) == {"n1": COUNT}
+
+
+@ON_ONE_SUITE
+def test_a_run_of_an_administrators_is_not_taken_over(cluster: Bed) -> None:
+    path, run = cluster.sign(), "/run/datacrumbs"
+    started = f"mkdir -p {run}; echo PROBE_FILE={path} >{run}/datacrumbs-904.env"
+    cluster.out("n1", "sh", "-c", f"{started}; systemctl start datacrumbs@904")
+    _ended(cluster, "prolog", "904", comment(path))
+    assert cluster.unit("n1", "904", "ActiveState") == "active"
+    assert "started with systemctl" in cluster.out("n1", "cat", f"{run}/datacrumbs-904.failed")
+    _ended(cluster, "epilog", "904")
+    assert cluster.unit("n1", "904", "ActiveState") == "active"
+    cluster.out("n1", "systemctl", "stop", "datacrumbs@904")
+    assert cluster.leftovers("n1") == ["datacrumbs-904.env"]
+    cluster.out("n1", "rm", f"{run}/datacrumbs-904.env")
+
+
 def test_a_node_that_goes_down_and_comes_back_is_clean(cluster: Bed) -> None:
     job = cluster.sbatch("sleep 60", "-wn3", "--no-requeue", "--comment", comment(cluster.sign()))
     cluster.wait(lambda: cluster.unit("n3", job, "ActiveState") == "active", "ready")
@@ -161,17 +229,16 @@ def test_a_node_that_goes_down_and_comes_back_is_clean(cluster: Bed) -> None:
     cluster.run("n1", "scontrol", "update", "node=n3", "state=resume", expect=None)
 
 
+@ON_ONE_SUITE
 def test_the_service_wrapper_is_the_same_without_a_scheduler(cluster: Bed) -> None:
-    from cluster.bed import PREFIX
-
-    wrapper, path = PREFIX / "bin/datacrumbs_service_wrapper", cluster.sign()
-    cluster.out("n2", wrapper, "start", "by-hand", "alice", path)
+    path = cluster.sign()
+    cluster.out("n2", WRAPPER, "start", "by-hand", "alice", path)
     assert cluster.unit("n2", "by-hand", "ActiveState") == "active"
     program = (PREFIX / "bin/datacrumbs_wrap", "--run-id", "by-hand", *DD)
     cluster.out("n2", *program, user="alice")
-    cluster.out("n2", wrapper, "stop", "by-hand", "2001")
+    cluster.out("n2", WRAPPER, "stop", "by-hand", "2001")
     assert cluster.unit("n2", "by-hand", "ActiveState") == "inactive"
     assert cluster.writes("by-hand", SIZE) == {"n2": COUNT}
-    refused = cluster.run("n2", wrapper, "start", "by-hand", "bob", path, expect=2)
+    refused = cluster.run("n2", WRAPPER, "start", "by-hand", "bob", path, expect=2)
     assert f"{path}: Permission denied" in refused.stderr
-    cluster.out("n2", wrapper, "stop", "by-hand", "bob")
+    cluster.out("n2", WRAPPER, "stop", "by-hand", "bob")

@@ -45,6 +45,10 @@ def test_a_run_on_three_nodes(cluster: Bed) -> None:
         cluster.run(node, BIN / "datacrumbs_wrap", "--run-id", "by-ssh", *DD, user="alice")
     assert _on_all(cluster, "datacrumbs_stop") == dict.fromkeys(NODES, "stopped")
     assert cluster.writes("by-ssh", 4097) == dict.fromkeys(NODES, 23)
+    infos = [
+        json.loads((path / "run.json").read_text()) for path in cluster.hosts("by-ssh").values()
+    ]
+    assert [info["nodes"] for info in infos] == [["n[1-3]"]] * 3
     assert _on_all(cluster, "datacrumbs_stop") == dict.fromkeys(NODES, "stopped")
 
 

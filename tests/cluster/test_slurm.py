@@ -36,6 +36,21 @@ def test_srun_is_traced_on_every_node_by_its_comment(cluster: Bed) -> None:
     assert cluster.writes(job_of(said.stdout), SIZE) == dict.fromkeys(NODES, COUNT)
 
 
+def test_a_node_whose_daemon_never_started_is_named(cluster: Bed) -> None:
+    with cluster.drop_in("n3", "ExecStart=", "ExecStart=/nowhere/datacrumbs"):
+        said = cluster.srun("-N3", "--comment", comment(cluster.sign()), *sh(" ".join(DD)))
+        cluster.wait_idle()
+    trace = f"/shared/home/alice/datacrumbs/{job_of(said.stdout)}"
+    report = PREFIX / "bin/datacrumbs_report"
+    found = json.loads(cluster.out("n1", report, "--format", "json", trace, user="alice"))
+    assert ([host["host"] for host in found["hosts"]], found["missing_hosts"]) == (
+        ["n1", "n2"],
+        ["n3"],
+    )
+    shown = cluster.out("n1", report, trace, user="alice")
+    assert "Nothing here from n3, which the job ran on too." in shown
+
+
 def test_options_of_the_plugin_trace_a_batch_job_and_its_steps(cluster: Bed) -> None:
     cluster.sign()
     script = f"srun -N2 {' '.join(DD)}\nsrun -N1 -n1 {' '.join(DD)}\n"

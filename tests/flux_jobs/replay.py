@@ -19,6 +19,7 @@ printf '%s\\n' "$*" >>asked
 case "$1 $3" in
 "info jobspec") name=jobspec ;;
 "info eventlog") name=eventlog ;;
+"info R") name=R ;;
 "id "*) name=id ;;
 "getattr "*) name=rank ;;
 *) name=$1 ;;
@@ -55,6 +56,7 @@ class Replay:
         job = JOBS[name]
         self.answer("jobspec", job["jobspec"], stderr=job["stderr"], rc=job["rc"])
         self.answer("eventlog", "")
+        self.answer("R", job.get("R", ""))
         self.answer("id", job["ids"]["f58plain"] + "\n")
         self.answer("rank", job["env"]["FLUX_JOB_RANKS"].split("-")[0] + "\n")
         environ: dict[str, str] = job["env"] | {"FLUX_EXEC_PATH": str(self.directory / "exec")}

@@ -101,6 +101,18 @@ def test_what_cannot_be_is_refused_at_once(flux: Flux, options: list[str], said:
     assert done.stderr == f"flux-run: ERROR: {said}\n"
 
 
+@pytest.mark.parametrize(
+    ("path", "obstacle"),
+    [("/dev/null", "not a regular file"), (f"/{'x' * 300}", "File name too long")],
+)
+def test_a_file_that_cannot_be_read_here_may_be_on_the_nodes(
+    flux: Flux, path: str, obstacle: str
+) -> None:
+    done = flux("run", "-n1", "--dry-run", ENABLE[0], f"--datacrumbs-probe-file={path}", "true")
+    assert _system(done)["datacrumbs"]["probe_file"] == path
+    assert done.stderr.endswith(f": {obstacle} here; the nodes need it\n")
+
+
 def test_odd_names_pass_unchanged(flux: Flux) -> None:
     name = '/tmp/p "a" ü;$(id)\'{}.json'
     done = flux(

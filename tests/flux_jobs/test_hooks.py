@@ -322,6 +322,32 @@ def test_flux_errors_are_one_line(
     assert "\n" not in caught.value.message and "flux-job" not in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("answer", "nodes"),
+    [
+        (JOBS["traced"]["R"], "fx[0-1]"),
+        ('{"execution": {"nodelist": ["a[1-3]", "b"]}}', "a[1-3],b"),
+        ('{"execution": {}}', ""),
+    ],
+)
+def test_the_nodes_a_job_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, nodes: str
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    Replay(tmp_path).answer("R", answer)
+    assert flux.node_list("f1") == nodes
+
+
+@pytest.mark.parametrize("answer", ["", "[]", '{"execution": {"nodelist": 3}}'])
+def test_what_is_no_resource_set_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    Replay(tmp_path).answer("R", answer)
+    with pytest.raises(UserError, match="resource set"):
+        flux.node_list("f1")
+
+
 def test_without_flux_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match="flux: not found"):

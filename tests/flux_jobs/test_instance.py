@@ -218,6 +218,15 @@ def test_a_job_is_traced_when_it_asks(instance: Instance) -> None:
     assert instance.writes(instance.last()) == 23
 
 
+def test_the_trace_names_the_jobs_nodes(instance: Instance) -> None:
+    instance.flux("run", "-N1", "-t1m", *instance.enable(), *WRITES)
+    job = instance.last()
+    instance.writes(job)
+    (path,) = (instance.root / "traces" / job).glob("host=*/run.json")
+    ran_on = instance.flux("jobs", "-no", "{nodelist}", job).stdout.strip()
+    assert json.loads(path.read_text())["nodes"] == [ran_on]
+
+
 def test_a_job_that_does_not_ask_is_not(instance: Instance) -> None:
     instance.flux("run", "-N3", *WRITES)
     assert not (instance.root / "traces" / instance.last()).exists()

@@ -279,6 +279,31 @@ def test_fluxs_configuration_is_read_and_what_lacks_is_said(tmp_path: Path) -> N
     assert "d.toml: cannot be read" in host.deploy("scheduler-hooks")[1]
 
 
+def test_a_site_with_housekeeping_in_the_epilogs_place(tmp_path: Path) -> None:
+    host = Host(tmp_path, "flux")
+    snippet = (PREFIX / "share/datacrumbs/scheduler/flux/conf/system.toml").read_text()
+    changed = snippet.replace("[job-manager.epilog]", "[job-manager.housekeeping]")
+    host.write("etc/flux/system/conf.d/a.toml", changed)
+    wanted = "ln -s ../epilog.d/50-datacrumbs /etc/flux/system/housekeeping.d/50-datacrumbs "
+    assert wanted in host.deploy("scheduler-hooks")[1]
+    host.write("etc/flux/system/housekeeping.d/50-datacrumbs", "")
+    assert "to be done" not in host.deploy("scheduler-hooks")[1]
+
+
+def test_the_imp_takes_a_table_from_one_file_only(tmp_path: Path) -> None:
+    host = Host(tmp_path, "flux")
+    share = PREFIX / "share/datacrumbs/scheduler/flux/conf"
+    host.write("etc/flux/system/conf.d/a.toml", (share / "system.toml").read_text())
+    host.write("etc/flux/imp/conf.d/a.toml", '[exec]\nallowed-users = ["flux"]\n')
+    out = host.deploy("scheduler-hooks")[1]
+    for name in ("prolog", "epilog"):
+        assert f"/etc/flux/imp/conf.d: [run.{name}] as in scheduler/flux/conf/imp.toml, in a" in out
+    host.write("etc/flux/imp/conf.d/b.toml", (share / "imp.toml").read_text())
+    assert "to be done" not in host.deploy("scheduler-hooks")[1]
+    host.write("etc/flux/imp/conf.d/c.toml", "[run.housekeeping]\n")
+    assert "[run.prolog] as in " in host.deploy("scheduler-hooks")[1]
+
+
 def test_without_a_scheduler_there_are_no_hooks(tmp_path: Path) -> None:
     code, _, err = Host(tmp_path).deploy("scheduler-hooks")
     assert code == 1 and "no scheduler here" in err and "--scheduler" in err

@@ -144,7 +144,8 @@ def test_all_nodes_start_and_stop(cluster: Cluster) -> None:
         "node3  tracing",
         "run r1: 3 of 3 nodes",
     ]
-    assert cluster.calls() == [f"127.0.0.{n} start r1 alice /p/io.gz" for n in (1, 2, 3)]
+    called = "start r1 alice /p/io.gz --node-list node[1-3]"
+    assert cluster.calls() == [f"127.0.0.{n} {called}" for n in (1, 2, 3)]
     code, out, _ = cluster.command("datacrumbs_stop", "node[1-3]")
     assert (code, out.splitlines()[0]) == (0, "node1  stopped")
     assert cluster.calls() == [f"127.0.0.{n} stop r1 alice" for n in (1, 2, 3)]
@@ -211,7 +212,7 @@ def test_odd_names_arrive_as_they_are(cluster: Cluster) -> None:
     name = "/p/a b'c\"d;$(id)%h{}*.gz"
     code, _, _ = cluster.command("datacrumbs_run", "node1", "--probe-file", name)
     assert code == 0
-    assert cluster.calls() == [f"127.0.0.1 start r1 alice {name}"]
+    assert cluster.calls() == [f"127.0.0.1 start r1 alice {name} --node-list node1"]
 
 
 def test_stopping_reports_what_did_not_stop(cluster: Cluster) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from datacrumbs.jobs.slurm_hook import time_limit_end_s
+
 HOOKS = Path(sys.prefix, "share/datacrumbs/scheduler/slurm")
 PROGRAMS = {
     "python": "#!/bin/sh\necho $$ >{root}/pid\n[ -e {root}/rc ] || exec sleep 60\nexit 5\n",
@@ -59,6 +61,29 @@ def test_a_log_that_hangs_does_not_hold_the_node(hook: Path) -> None:
     (hook.parent / "rc").touch()
     assert _run(hook) < 10
     assert (hook.parent / "logged").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "end_s"),
+    [
+        ({}, 0),  # 22.05
+        ({b"START": b"1795617861", b"END": b"1795618281"}, 1795618281),  # 24.11, -t 7
+        ({b"START": b"1795617863", b"END": b"1827153863"}, 0),  # 24.11, no limit
+        ({b"START": b"1795617861", b"END": b"soon"}, 0),
+    ],
+)
+def test_the_end_of_the_time_limit(said: dict[bytes, bytes], end_s: int) -> None:
+    environ = {b"SLURM_JOB_%s_TIME" % name: value for name, value in said.items()}
+    assert time_limit_end_s(environ) == end_s
+
+
+def test_a_run_of_the_jobs_id_that_is_not_the_jobs_is_not_joined(tmp_path: Path) -> None:
+    (tmp_path / "datacrumbs-7.ready").touch()
+    (tmp_path / "datacrumbs-7.failed").write_text("it is somebody else's\n")
+    text = (HOOKS / "task_prolog.sh").read_text()
+    text = text.replace("run_dir=/run/datacrumbs", f"run_dir={tmp_path}")
+    said = subprocess.run(["dash", "-c", text], env={"SLURM_JOB_ID": "7"}, stdout=-1, check=True)
+    assert said.stdout == b"print datacrumbs: not traced: it is somebody else's\n"
 
 
 def test_the_task_prolog_keeps_what_a_user_has_set(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from datacrumbs.errors import BadInputError, UserError
-from datacrumbs.jobs.slurm import SlurmJob, job_in
+from datacrumbs.jobs.slurm import SlurmJob, job_in, look_up
 from datacrumbs.jobs.slurm_submit import options_in, script_comment, take_apart
 
 HELP = """
@@ -117,6 +117,9 @@ def test_what_scontrol_answers_is_understood() -> None:
         assert job_in(answer, 7) == SlurmJob(7, "alice", text, "n[1-3]", "x")
     with pytest.raises(UserError, match="Slurm has no job 8"):
         job_in('{"jobs":[]}', 8)
+    for impossible in (-1, 0, 1 << 32):
+        with pytest.raises(UserError, match="Slurm has no job"):
+            look_up(impossible)
     for broken in ("", "[]", '{"jobs":[{}]}', '{"jobs":null}'):
         with pytest.raises(UserError, match="not understood"):
             job_in(broken, 8)

@@ -277,6 +277,32 @@ def test_missing_hosts_and_clocks_are_told(tmp_path: Path) -> None:
     assert any("clock of n2 was set during the run" in note for note in summary.notes)
 
 
+def test_a_folded_node_list_is_unfolded(tmp_path: Path) -> None:
+    for host in ("n1", "n3"):
+        write_host(tmp_path, [Call(func="read", ts=1, dur=1)], host=host, nodes=["n[1-3],login"])
+    assert summarise(open_trace(tmp_path)).missing_hosts == ["login", "n2"]
+    part = summarise(open_trace(tmp_path / "host=n1"))
+    assert (part.missing_hosts, part.notes) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "said"),
+    [
+        ("10.0.0.[1-3]", ["Nothing here from 1 of the 3 hosts that the job ran on."]),
+        ("10.0.0.[1-2]", []),
+        ("n[1-", []),
+        ("n[1-999999999]", []),
+    ],
+)
+def test_of_nodes_with_other_names_only_the_number_is_known(
+    tmp_path: Path, nodes: str, said: list[str]
+) -> None:
+    for host in ("n1", "n2"):
+        write_host(tmp_path, [Call(func="read", ts=1, dur=1)], host=host, nodes=[nodes])
+    summary = summarise(open_trace(tmp_path))
+    assert (summary.missing_hosts, summary.notes) == ([], said)
+
+
 def test_one_host_of_a_run(tmp_path: Path) -> None:
     for host in ("n1", "n2"):
         write_host(tmp_path, [Call(func="read", ts=1, dur=1, ret=1)], host=host)

@@ -7,6 +7,8 @@ user of the cluster from submitting any job. So it stands alone, and nothing lea
 """
 
 import json
+import os
+import stat
 import sys
 from pathlib import Path
 
@@ -45,6 +47,19 @@ def problem_of_path(path):
     if len(path.encode()) > MAX_PATH_BYTES:
         return f'"probe_file" is longer than {MAX_PATH_BYTES} bytes'
     return None
+
+
+def obstacle_to(path):
+    """Why the caller cannot read the file ``path`` here; None when nothing is in the way."""
+    try:
+        regular = stat.S_ISREG(Path(path).stat().st_mode)
+    except FileNotFoundError:
+        return "no such file"
+    except OSError as error:
+        return error.strerror
+    if not regular:
+        return "not a regular file"
+    return None if os.access(path, os.R_OK) else "Permission denied"
 
 
 def _shown(text):
@@ -144,8 +159,9 @@ def make_plugin(base):
                     "it at flux batch or flux alloc, and all jobs inside are traced",
                 )
                 return None
-            if not Path(path).is_file():
-                say(self.prog, f"warning: {_shown(path)}: no such file here; the nodes need it")
+            obstacle = obstacle_to(path)
+            if obstacle:
+                say(self.prog, f"warning: {_shown(path)}: {obstacle} here; the nodes need it")
             jobspec.setattr(f"system.{KEY}", {"enable": "yes", "probe_file": path})
             return None
 

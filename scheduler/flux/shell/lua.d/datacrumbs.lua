@@ -37,10 +37,12 @@ local function join_run ()
     if not asked (shell.info.jobspec) then return end
     local id = shell.getenv ("FLUX_JOB_ID"):gsub ("^\198\146", "f")
     local run = run_dir .. "/datacrumbs-" .. id
+    -- not traced, and told so by the prolog; a run of this id may go on that is not the job's
+    if exists (run .. ".failed") then return end
     if exists (run .. ".ready") then
         shell.setenv ("DATACRUMBS_RUN_ID", id)
         preload ()
-    elseif not exists (run .. ".env") and not exists (run .. ".failed") then
+    elseif not exists (run .. ".env") then
         -- nobody tried: the prolog would have said so itself
         shell.log ("datacrumbs: not traced here: no prolog of this Flux instance starts tracing")
     end
