@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datacrumbs.trace.reader import HostTrace
-
 DASK = Path(sys.executable).parent / "dask"
 PATIENCE_S = 60.0
 
@@ -74,7 +72,7 @@ class DaskProcesses:
         return self.file.exists() and self.file.read_text().rstrip().endswith("}")
 
     def _start(self, *command: str | Path, **more: str) -> None:
-        # workers find what tests let them do, in this file
+        # so that workers find what tests let them do (`works`)
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)} | more
         with open(self.home / "log", "ab") as log:
             self.processes.append(
@@ -97,14 +95,3 @@ def dask_processes(home: Path, *, workers: int = 0, **more: str) -> Iterator[Das
         yield cluster
     finally:
         cluster.stop()
-
-
-def endless(host: HostTrace, progress: Callable[[int], None]) -> None:
-    """Work that ends only when ``progress`` says so; leaves the files "began" and "ended"."""
-    (host.path / "began").touch()
-    try:
-        while True:
-            progress(1)
-            time.sleep(0.01)
-    finally:
-        (host.path / "ended").touch()

@@ -107,7 +107,7 @@ def run(*, probe_file: str, keep: bool, node_list: str, form: str, **options: An
     run_id, user = _whose(options)
     path = Path(check_path(str(Path(probe_file).absolute())))
     remote = _remote(options)
-    with progress(f"Starting on {len(names)} nodes", None):
+    with progress("Starting on the nodes", None):
         outcome = nodes.start(names, run_id, user, path, remote, keep=keep)
     _show(outcome, form)
 
@@ -133,7 +133,7 @@ def stop(*, node_list: str, form: str, **options: Any) -> None:
     names = nodes.node_names(node_list)
     run_id, user = _whose(options)
     remote = _remote(options)
-    with progress(f"Stopping on {len(names)} nodes", None):
+    with progress("Stopping on the nodes", None):
         outcome = nodes.stop(names, run_id, user, remote)
     _show(outcome, form)
 

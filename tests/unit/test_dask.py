@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dask_cluster import DaskProcesses, dask_processes, endless, wait_until
+from dask_cluster import DaskProcesses, dask_processes, wait_until
 from generate.runs import Host, random_hosts, write_run
+from works import endless
 
 import datacrumbs
 from datacrumbs.analysis import cluster as cluster_module
