@@ -7,6 +7,7 @@ little, however many hosts there are.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing.queues import SimpleQueue
+from multiprocessing.connection import Connection
 from typing import Protocol, TypeVar
 
 from datacrumbs.errors import UserError
@@ -90,10 +91,10 @@ def _beside(
 ) -> Iterator[T]:
     """Side by side, in processes of their own."""
     context = multiprocessing.get_context("spawn")  # fork is not safe beside pyarrow's threads
-    done: SimpleQueue[int] = context.SimpleQueue()
-    listener = threading.Thread(target=_listen, args=(done, progress), daemon=True)
+    told, tell = context.Pipe(duplex=False)
+    listener = threading.Thread(target=_listen, args=(told, progress), daemon=True)
     listener.start()
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(done,))
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(tell,))
     try:
         for future in in_turn(hosts, works, partial(_submit, pool), lambda: AHEAD * workers):
             yield future.result()
@@ -105,7 +106,7 @@ def _beside(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
-        done.put(-1)
+        tell.close()  # which was the last one
         listener.join()
 
 
@@ -113,20 +114,22 @@ def _submit(pool: ProcessPoolExecutor, host: HostTrace, work: Callable[..., T]) 
     return pool.submit(_work, host, work)
 
 
-def _listen(done: SimpleQueue[int], progress: Progress) -> None:
-    while (events := done.get()) >= 0:
-        progress(events)
+def _listen(told: Connection, progress: Progress) -> None:
+    with contextlib.suppress(EOFError):
+        while True:
+            progress(told.recv())
 
 
-_done: SimpleQueue[int]
+_tell: Connection
 
 
-def _begin(done: SimpleQueue[int]) -> None:
+def _begin(tell: Connection) -> None:
     """In a process of the pool, before all else."""
-    global _done
-    _done = done
+    global _tell
+    _tell = tell
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
 
 
 def _work(host: HostTrace, work: Callable[..., T]) -> T:
-    return work(host, progress=_done.put)
+    # all write to one pipe; no lock, which one that is killed would keep: a number is one write
+    return work(host, progress=_tell.send)

@@ -26,7 +26,15 @@ from datacrumbs.analysis.processes import ProcessIndex
 from datacrumbs.analysis.quantiles import bucket_of
 from datacrumbs.analysis.ranks import Ranks, by_host, natural, ranks_of, told
 from datacrumbs.analysis.selection import Selection
-from datacrumbs.analysis.timeline import BINS, Axis, Row, Timeline, TimelineTally, timeline_of
+from datacrumbs.analysis.timeline import (
+    BINS,
+    Axis,
+    Cells,
+    Row,
+    Timeline,
+    TimelineTally,
+    timeline_of,
+)
 from datacrumbs.trace.reader import HostTrace, Trace
 
 FUNCTIONS_EXPLAINED = 6
@@ -72,7 +80,8 @@ def draw(
         partial(_read, selection=selection, ranks=mine, axis=axes[host.host])
         for host, mine in zip(hosts, by_host(ranks, hosts), strict=True)
     ]
-    paths, cells = PathSums("", ""), []
+    paths = PathSums("", "")
+    cells: list[Cells] = []
 
     def parts() -> Iterator[Attribution]:
         for part, flame, timeline in on_each(hosts, works, progress, cluster):
@@ -102,7 +111,7 @@ def _read(
     selection: Selection,
     ranks: Ranks,
     axis: Axis,
-) -> tuple[Attribution, FlameTally, dict[str, Numbers]]:
+) -> tuple[Attribution, FlameTally, Cells]:
     """What the pictures need of one host: small beside its events, it may come from elsewhere."""
     functions = Functions(host.table("functions"))
     flame = FlameTally(functions)

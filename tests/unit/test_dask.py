@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -210,10 +211,15 @@ def test_a_worker_that_does_not_see_the_trace(
 
 
 def test_another_version_of_datacrumbs(traces: tuple[Path, Path], tmp_path: Path) -> None:
-    facts = tmp_path / "lib" / "datacrumbs-9.9.9.dist-info"
-    facts.mkdir(parents=True)
+    library = tmp_path / "lib"
+    package = shutil.copytree(Path(datacrumbs.__file__).parent, library / "datacrumbs")
+    text = (package / "__init__.py").read_text()
+    assert datacrumbs.__version__ in text
+    (package / "__init__.py").write_text(text.replace(datacrumbs.__version__, "9.9.9"))
+    facts = library / "datacrumbs-9.9.9.dist-info"
+    facts.mkdir()
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: datacrumbs\nVersion: 9.9.9\n")
-    other = {"PYTHONPATH": str(facts.parent)}
+    other = {"PYTHONPATH": str(library)}
     with dask_processes(tmp_path / "dask") as started:
         started.start_worker(**other)
         error, hint = error_of("datacrumbs_report", "--scheduler", started.address, traces[0])
