@@ -120,11 +120,28 @@ class Run:
         """Profile mode: calls added up."""
         return self._small(INTERVALS)
 
-    def report(self, *, top: int | None = None) -> Summary:
-        """What ``datacrumbs_report --format json`` says."""
+    def report(self, *, top: int | None = None, scheduler: str | None = None) -> Summary:
+        """What ``datacrumbs_report --format json`` says; ``scheduler`` as its option."""
+        from datacrumbs.analysis.cluster import connected
         from datacrumbs.analysis.summary import summarise
 
-        return summarise(self.trace, top=top)
+        with connected(scheduler) as cluster:
+            return summarise(self.trace, top=top, cluster=cluster)
+
+    def html(
+        self, out: str | Path, *, top: int | None = None, scheduler: str | None = None
+    ) -> None:
+        """Write what ``datacrumbs_report --html`` does; ``~`` is the home directory.
+
+        ``top``: of files and processes, 10,000 if not given. ``out`` is there when it is
+        complete. Raises `datacrumbs.errors.UserError` when it cannot be written.
+        """
+        from datacrumbs.analysis.cluster import connected
+        from datacrumbs.report import HTML_TOP
+        from datacrumbs.report.html import write_page
+
+        with connected(scheduler) as cluster:
+            write_page(self.trace, Path(out).expanduser(), top=top or HTML_TOP, cluster=cluster)
 
     def explain(
         self,
@@ -136,11 +153,13 @@ class Run:
         ranks: Iterable[int] = (),
         hosts: Iterable[str] = (),
         top: int | None = None,
+        scheduler: str | None = None,
     ) -> Explanation:
         """What ``datacrumbs_explain --format json`` says; arguments are those of its options.
 
         Raises `datacrumbs.errors.BadInputError` for what is not in the trace.
         """
+        from datacrumbs.analysis.cluster import connected
         from datacrumbs.analysis.explain import explain
         from datacrumbs.analysis.selection import Selection
 
@@ -152,13 +171,18 @@ class Run:
             ranks=frozenset(ranks),
             hosts=frozenset(hosts),
         )
-        return explain(self.trace, selection, top=top)
+        with connected(scheduler) as cluster:
+            return explain(self.trace, selection, top=top, cluster=cluster)
 
-    def compare(self, other: Run, *, top: int | None = None) -> Comparison:
+    def compare(
+        self, other: Run, *, top: int | None = None, scheduler: str | None = None
+    ) -> Comparison:
         """What ``datacrumbs_compare`` says of this run (first) and ``other`` (second)."""
+        from datacrumbs.analysis.cluster import connected
         from datacrumbs.analysis.compare import compare
 
-        return compare(self.trace, other.trace, top=top)
+        with connected(scheduler) as cluster:
+            return compare(self.trace, other.trace, top=top, cluster=cluster)
 
     def _small(self, table: str) -> Table:
         import pyarrow as pa

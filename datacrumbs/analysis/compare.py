@@ -29,6 +29,7 @@ from msgspec import Struct
 
 from datacrumbs.analysis.keys import Numbers
 from datacrumbs.analysis.model import FileSummary, FunctionSummary, Summary
+from datacrumbs.analysis.on_each import Cluster, Progress
 from datacrumbs.analysis.quantiles import by_power
 from datacrumbs.analysis.summary import summarise_with_durations
 from datacrumbs.trace.reader import Trace
@@ -129,10 +130,20 @@ class Comparison(Struct, frozen=True, kw_only=True):
     files: list[FileChange]
 
 
-def compare(a: Trace, b: Trace, *, top: int | None = None) -> Comparison:
-    """Compare ``b`` with ``a``; ``top`` cuts the list of files short. Reads each once."""
-    first, durations_a = summarise_with_durations(a)
-    second, durations_b = summarise_with_durations(b)
+def compare(
+    a: Trace,
+    b: Trace,
+    *,
+    top: int | None = None,
+    progress: Progress | None = None,
+    cluster: Cluster | None = None,
+) -> Comparison:
+    """Compare ``b`` with ``a``; ``top`` cuts the list of files short.
+
+    Reads each once, on ``cluster`` or here.
+    """
+    first, durations_a = summarise_with_durations(a, progress=progress, cluster=cluster)
+    second, durations_b = summarise_with_durations(b, progress=progress, cluster=cluster)
     files = _files(first, second)
     return Comparison(
         a=_facts(first),

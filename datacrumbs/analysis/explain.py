@@ -1,19 +1,16 @@
 """From a trace to what `datacrumbs_explain` says (`datacrumbs.analysis.explanation`).
 
 One pass over the events of each host (two where calls are chosen by file), hosts side by side
-on the machine's processors. Memory grows with what is distinct, not with the number of events.
+on the machine's processors or on a cluster (`on_each`). Memory grows with what is distinct, not
+with the number of events.
 """
 
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 
@@ -41,10 +38,11 @@ from datacrumbs.analysis.functions import Flags, Functions
 from datacrumbs.analysis.hosts import clock_of, host_facts, host_notes, missing_hosts, profile_notes
 from datacrumbs.analysis.keys import Index, Numbers
 from datacrumbs.analysis.nesting import Nested, column_names, nested
+from datacrumbs.analysis.on_each import Cluster, Progress, on_each
 from datacrumbs.analysis.one_call import calls_inside
 from datacrumbs.analysis.order import pieces_of
 from datacrumbs.analysis.processes import Process, ProcessIndex
-from datacrumbs.analysis.ranks import Ranks, ranks_of
+from datacrumbs.analysis.ranks import Ranks, by_host, ranks_of
 from datacrumbs.analysis.ranks import told as told_ranks
 from datacrumbs.analysis.selection import Selection, check_selection
 from datacrumbs.analysis.targets import Key, Path, Target, Targets, Who, children
@@ -55,28 +53,27 @@ from datacrumbs.trace.runfile import State
 QUANTILE_ERROR = 0.06
 """Quantiles are the mean of a bucket of lengths, whose ends are 9 to 12 % apart."""
 
-WORTH_WORKERS = 1_000_000
-"""Of fewer events all hosts are read here: a worker takes half a second to start."""
-
 SLOWEST_SHOWN = 3
 """The longest calls of each function, looked at one by one."""
 
-T = TypeVar("T")
-Progress = Callable[[int], None]
-"""Called with how many more events are done."""
-
 
 def explain(
-    trace: Trace, selection: Selection, *, top: int | None = None, progress: Progress | None = None
+    trace: Trace,
+    selection: Selection,
+    *,
+    top: int | None = None,
+    progress: Progress | None = None,
+    cluster: Cluster | None = None,
 ) -> Explanation:
     """Explain the calls of ``trace`` that ``selection`` means; of the ``top`` functions only.
 
-    Raises `BadInputError` for a selection that names what is not in the trace.
+    The events are read on ``cluster``, or here. Raises `BadInputError` for a selection that
+    names what is not in the trace.
     """
     ranks = ranks_of(trace)
     hosts = check_selection(selection, trace, ranks)
-    work = partial(attribute, selection=selection, ranks=ranks)
-    parts = on_each(hosts, work, progress)
+    works = [partial(attribute, selection=selection, ranks=r) for r in by_host(ranks, hosts)]
+    parts = on_each(hosts, works, progress, cluster)
     return explanation_of(trace, hosts, parts, selection, ranks, top=top)
 
 
@@ -142,27 +139,6 @@ class _Home:
 _COUNTS = ("events", "orphans", "overlapping", "targets")
 
 
-def on_each(
-    hosts: Sequence[HostTrace], work: Callable[..., T], progress: Progress | None = None
-) -> Iterator[T]:
-    """What ``work(host)`` gives for each host, in order; side by side, so that it gets pickled.
-
-    Of hosts that are read here, it gets a ``progress`` to call.
-    """
-    workers = min(len(hosts), len(os.sched_getaffinity(0)))
-    told = progress or (lambda _: None)
-    if workers < 2 or sum(host.count() for host in hosts) < WORTH_WORKERS:
-        yield from (work(host, progress=told) for host in hosts)
-        return
-    # fork is not safe beside the threads of pyarrow
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(work, host) for host in hosts]
-        for host, future in zip(hosts, futures, strict=True):
-            part = future.result()
-            told(host.count())
-            yield part
-
-
 def attribute(
     host: HostTrace,
     selection: Selection,
@@ -171,7 +147,7 @@ def attribute(
     *,
     watch: Callable[[Nested], None] = lambda batch: None,
 ) -> Attribution:
-    """The sums of one host; what a worker, here or on another machine, does.
+    """The sums of one host, the only one that ``ranks`` has to have.
 
     ``watch`` is shown every batch, once, in order.
     """

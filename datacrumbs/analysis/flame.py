@@ -97,6 +97,10 @@ class FlameTally:
         chosen = chosen[path[chosen] >= 0]
         self._sums.add(path[chosen].astype(np.int64), count=1, time_ns=batch.covered_ns[chosen])
 
+    def end(self) -> None:
+        """There is no other batch: what was kept for it goes."""
+        self._path = None
+
     def add_to(self, whole: PathSums) -> None:
         """Add all there is, by name, to the paths of other hosts."""
         keys = self._paths.seen().tolist()
@@ -118,11 +122,8 @@ class FlameTally:
             path[rows] = np.where((number < MAX_PATHS) | (caller < 0), number, caller)
 
 
-def flame_of(tallies: Iterable[FlameTally]) -> Flame:
-    """The largest frames of all hosts together."""
-    whole = PathSums("", "")
-    for tally in tallies:
-        tally.add_to(whole)
+def flame_of(whole: PathSums) -> Flame:
+    """The largest frames of ``whole``, to which the tallies of all hosts were added."""
     outermost = list((whole.inner or {}).values())
     whole.time_ns = sum(path.time_ns for path in outermost)
     total = _count(whole) - 1

@@ -6,26 +6,35 @@ explanation of the slowest functions comes from the same pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 from msgspec import Struct
 
 from datacrumbs.analysis.attribution import Attribution
-from datacrumbs.analysis.explain import Progress, attribute, explanation_of, on_each
+from datacrumbs.analysis.explain import attribute, explanation_of
 from datacrumbs.analysis.explanation import Explanation
-from datacrumbs.analysis.flame import Flame, FlameTally, flame_of
+from datacrumbs.analysis.flame import Flame, FlameTally, PathSums, flame_of
 from datacrumbs.analysis.functions import Functions
 from datacrumbs.analysis.hosts import clock_of
 from datacrumbs.analysis.keys import Numbers
 from datacrumbs.analysis.model import Summary
 from datacrumbs.analysis.nesting import Nested
+from datacrumbs.analysis.on_each import Cluster, Progress, on_each
 from datacrumbs.analysis.processes import ProcessIndex
 from datacrumbs.analysis.quantiles import bucket_of
-from datacrumbs.analysis.ranks import Ranks, natural, ranks_of, told
+from datacrumbs.analysis.ranks import Ranks, by_host, natural, ranks_of, told
 from datacrumbs.analysis.selection import Selection
-from datacrumbs.analysis.timeline import BINS, Axis, Row, Timeline, TimelineTally, timeline_of
+from datacrumbs.analysis.timeline import (
+    BINS,
+    Axis,
+    Cells,
+    Row,
+    Timeline,
+    TimelineTally,
+    timeline_of,
+)
 from datacrumbs.trace.reader import HostTrace, Trace
 
 FUNCTIONS_EXPLAINED = 6
@@ -53,49 +62,45 @@ class Pictures(Struct, frozen=True, kw_only=True):
     explanation: Explanation
 
 
-class _Watcher:
-    """The tallies of one host's pictures, filled while its calls are attributed."""
-
-    def __init__(self, host: HostTrace, axis: Axis) -> None:
-        functions = Functions(host.table("functions"))
-        self.flame = FlameTally(functions)
-        named = len(ProcessIndex(host.table("processes")))
-        self.timeline = TimelineTally(functions, axis, named)
-
-    def add(self, batch: Nested) -> None:
-        self.flame.add(batch)
-        self.timeline.add(batch)
-
-
 def draw(
     trace: Trace,
     summary: Summary,
     durations: Mapping[tuple[str, str], Numbers],
     *,
     progress: Progress | None = None,
+    cluster: Cluster | None = None,
 ) -> Pictures:
     """The pictures of ``trace``; ``summary`` and ``durations`` as `summarise_with_durations`
-    gave them.
+    gave them. The events are read on ``cluster``, or here.
     """
     ranks, selection = ranks_of(trace), Selection()
     hosts = sorted(trace.hosts, key=lambda host: natural(host.host))
     axes = _axes(hosts, summary)
-    work = partial(_read, selection=selection, ranks=ranks, axes=axes)
-    parts, watchers = [], []
-    for part, watcher in on_each(hosts, work, progress):
-        parts.append(part)
-        watchers.append(watcher)
+    works = [
+        partial(_read, selection=selection, ranks=mine, axis=axes[host.host])
+        for host, mine in zip(hosts, by_host(ranks, hosts), strict=True)
+    ]
+    paths = PathSums("", "")
+    cells: list[Cells] = []
+
+    def parts() -> Iterator[Attribution]:
+        for part, flame, timeline in on_each(hosts, works, progress, cluster):
+            flame.add_to(paths)
+            cells.append(timeline)
+            yield part
+
+    explanation = explanation_of(trace, hosts, parts(), selection, ranks, top=FUNCTIONS_EXPLAINED)
     return Pictures(
         timeline=timeline_of(
             [axes[host.host] for host in hosts],
-            [watcher.timeline.result() for watcher in watchers],
+            cells,
             [_rows(host, told(ranks)) for host in hosts],
         ),
-        flame=flame_of(watcher.flame for watcher in watchers),
+        flame=flame_of(paths),
         latencies=[
             _latency(f.layer, f.name, durations[f.layer, f.name]) for f in summary.functions
         ],
-        explanation=explanation_of(trace, hosts, parts, selection, ranks, top=FUNCTIONS_EXPLAINED),
+        explanation=explanation,
     )
 
 
@@ -105,11 +110,20 @@ def _read(
     *,
     selection: Selection,
     ranks: Ranks,
-    axes: Mapping[str, Axis],
-) -> tuple[Attribution, _Watcher]:
-    watcher = _Watcher(host, axes[host.host])
-    part = attribute(host, selection, ranks, progress, watch=watcher.add)
-    return part, watcher
+    axis: Axis,
+) -> tuple[Attribution, FlameTally, Cells]:
+    """What the pictures need of one host: small beside its events, it may come from elsewhere."""
+    functions = Functions(host.table("functions"))
+    flame = FlameTally(functions)
+    timeline = TimelineTally(functions, axis, len(ProcessIndex(host.table("processes"))))
+
+    def watch(batch: Nested) -> None:
+        flame.add(batch)
+        timeline.add(batch)
+
+    part = attribute(host, selection, ranks, progress, watch=watch)
+    flame.end()
+    return part, flame, timeline.result()
 
 
 def _axes(hosts: Sequence[HostTrace], summary: Summary) -> dict[str, Axis]:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from datacrumbs.analysis.processes import Process, ProcessIndex
-from datacrumbs.trace.reader import Trace
+from datacrumbs.trace.reader import HostTrace, Trace
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,6 +46,15 @@ def ranks_of(trace: Trace) -> Ranks:
 def told(ranks: Ranks) -> Ranks:
     """Those to tell people of: none where the program has one process only."""
     return ranks if len(ranks) > 1 else {}
+
+
+def by_host(ranks: Ranks, hosts: Sequence[HostTrace]) -> list[Ranks]:
+    """Those of each host: what work on it, which may be done elsewhere, needs of them."""
+    found: dict[str, Ranks] = {host.host: {} for host in hosts}
+    for (host, number), rank in ranks.items():
+        if host in found:
+            found[host][host, number] = rank
+    return [found[host.host] for host in hosts]
 
 
 def natural(name: str) -> list[tuple[int, str]]:

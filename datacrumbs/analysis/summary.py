@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -30,9 +32,10 @@ from datacrumbs.analysis.model import (
     SizeClass,
     Summary,
 )
+from datacrumbs.analysis.on_each import Cluster, Progress, on_each
 from datacrumbs.analysis.order import in_order
 from datacrumbs.analysis.quantiles import ERROR_BOUND, POWER_ERROR_BOUND, quantile
-from datacrumbs.analysis.ranks import Ranks, ranks_of, told
+from datacrumbs.analysis.ranks import Ranks, by_host, ranks_of, told
 from datacrumbs.analysis.tally import COLUMNS, SIZE_CLASSES, AccessTally, HostTally
 from datacrumbs.trace.clocks import RealtimeClock
 from datacrumbs.trace.reader import HostTrace, Trace
@@ -45,67 +48,111 @@ if TYPE_CHECKING:
 _ROWS_AT_ONCE = 10_000
 
 
-def summarise(trace: Trace, *, top: int | None = None) -> Summary:
+def summarise(
+    trace: Trace,
+    *,
+    top: int | None = None,
+    progress: Progress | None = None,
+    cluster: Cluster | None = None,
+) -> Summary:
     """The summary of ``trace``; ``top`` cuts files and processes short.
 
-    One pass over the events of each host, in memory that grows with what is distinct (files,
-    threads, functions), not with the number of events.
+    One pass over the events of each host, on ``cluster`` or here, in memory that grows with
+    what is distinct (files, threads, functions), not with the number of events.
     """
-    return summarise_with_durations(trace, top=top)[0]
+    return summarise_with_durations(trace, top=top, progress=progress, cluster=cluster)[0]
 
 
 def summarise_with_durations(
-    trace: Trace, *, top: int | None = None
+    trace: Trace,
+    *,
+    top: int | None = None,
+    progress: Progress | None = None,
+    cluster: Cluster | None = None,
 ) -> tuple[Summary, dict[tuple[str, str], Numbers]]:
     """`summarise`, and for each layer and name the histogram (`quantiles`) of its durations."""
     parts: list[_HostPart] = []
-    functions = _Functions()
-    files: list[pa.Table] = []
-    ranks = told(ranks_of(trace))
-    for host in trace.hosts:
-        part, named = _read(host, ranks)
+    functions, files = _Functions(), _Files()
+    works = [partial(_read, ranks=r) for r in by_host(told(ranks_of(trace)), trace.hosts)]
+    found = on_each(trace.hosts, works, progress, cluster)
+    for host, (part, called, named) in zip(trace.hosts, found, strict=True):
+        part.trace = host
         parts.append(part)
-        functions.add(part)
-        files = [merged_files([*files, named])]
-    return _summary(trace, parts, functions, files[0], top), functions.durations()
+        functions.add(called)
+        files.add(named)
+    return _summary(trace, parts, functions, files.all(), top), functions.durations()
 
 
-def _read(host: HostTrace, ranks: Ranks) -> tuple[_HostPart, pa.Table]:
-    """All events of one host, added up; and its files."""
+def _read(
+    host: HostTrace, ranks: Ranks, progress: Progress
+) -> tuple[_HostPart, _HostFunctions, pa.Table]:
+    """All events of one host, added up: small beside them, it may come from elsewhere."""
     tally = HostTally.of(*(host.table(t) for t in ("functions", "processes", "peers")))
     for rows in in_order(host, COLUMNS):
         tally.add(rows)
+        progress(len(rows["ts"]))
     for batch in host.batches(INTERVALS):
         tally.add_intervals(batch)
-    return _HostPart(host, tally, ranks), named_files(tally.by_file, host.table("files"))
+    called = _HostFunctions(
+        rows=_function_rows(tally),
+        attached=tally.functions.attached(),
+        io_ns=dict(zip(tally.functions.layers, tally.time.by_layer().tolist(), strict=True)),
+    )
+    named = named_files(tally.by_file, host.table("files"))
+    return _HostPart(host, tally, ranks, called), called, named
+
+
+@dataclass(frozen=True, slots=True)
+class _HostFunctions:
+    """The functions of one host, and the time in I/O of its layers, in the trace's order."""
+
+    rows: dict[tuple[str, str], dict[str, Any]]
+    attached: set[tuple[str, str]]
+    io_ns: dict[str, int]
+
+
+class _Files:
+    """Files of all hosts, summed by path whenever those to add have become as many again."""
+
+    def __init__(self) -> None:
+        self._parts: list[pa.Table] = []
+
+    def add(self, named: pa.Table) -> None:
+        self._parts.append(named)
+        if sum(map(len, self._parts[1:])) >= len(self._parts[0]):
+            self._parts = [self.all()]
+
+    def all(self) -> pa.Table:
+        return merged_files(self._parts)
 
 
 class _HostPart:
-    """One host's numbers; the tally itself, which is large, is not kept."""
+    """One host's numbers; the tally itself and the functions, which are large, are not kept."""
 
-    def __init__(self, trace: HostTrace, tally: HostTally, ranks: Ranks) -> None:
-        self.trace = trace
+    trace: HostTrace  # known where the parts come together, so it is not sent there
+
+    def __init__(
+        self, trace: HostTrace, tally: HostTally, ranks: Ranks, called: _HostFunctions
+    ) -> None:
         self.first_ns, self.last_ns = tally.first_ns, tally.last_ns
         self.events, self.profiled = tally.events, tally.profiled
+        self.unfinished = sum(int(row["unfinished"]) for row in called.rows.values())
         self.started_ns, self.stopped_ns = _span(trace, tally)
         self.unoverlapped_ns = tally.time.unoverlapped_ns
         self.processes = _processes(trace.host, tally, ranks)
-        self.functions = _function_rows(tally)
-        self.layers = tally.functions.layers
-        self.attached = tally.functions.attached()
-        self.layer_io_ns = tally.time.by_layer()
         self.accesses = (tally.reads, tally.writes)
+        for access in self.accesses:
+            access.end()
 
     def counts(self) -> Counts:
         """What the daemon counted, with the events that are in fact there."""
         said = self.trace.run.counts if self.trace.run else Counts()
-        unfinished = sum(int(row["unfinished"]) for row in self.functions.values())
         return Counts(
             events=self.events,
             profiled=self.profiled,
             lost=said.lost,
             filtered=said.filtered,
-            unfinished=unfinished,
+            unfinished=self.unfinished,
             bytes_written=said.bytes_written,
         )
 
@@ -207,11 +254,11 @@ class _Functions:
         self._io_ns: dict[str, int] = {}
         self._attached: set[tuple[str, str]] = set()
 
-    def add(self, part: _HostPart) -> None:
-        for key, row in part.functions.items():
+    def add(self, host: _HostFunctions) -> None:
+        for key, row in host.rows.items():
             _add_function(self._rows, key, row)
-        self._attached |= part.attached
-        for layer, io_ns in zip(part.layers, part.layer_io_ns.tolist(), strict=True):
+        self._attached |= host.attached
+        for layer, io_ns in host.io_ns.items():
             self._io_ns[layer] = self._io_ns.get(layer, 0) + io_ns
 
     def functions(self) -> list[FunctionSummary]:

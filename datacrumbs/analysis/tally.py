@@ -363,6 +363,10 @@ class AccessTally:
         self.sequential += int(np.count_nonzero((before > 0) & (offset + 1 >= before)))
         self.consecutive += int(np.count_nonzero(offset + 1 == before))
 
+    def end(self) -> None:
+        """There are no other accesses: what they would be compared with goes."""
+        self._streams, self._next = KeyIndex(np.int64), np.zeros(0, np.int64)
+
 
 def _runs(series: Index) -> tuple[Index, Index]:
     """Rows by series in the order they came, and where each series begins."""

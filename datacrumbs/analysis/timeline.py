@@ -29,6 +29,9 @@ MOST_CELLS = 180_000
 _PIECES_AT_ONCE = 1 << 20
 _SUMS = ("operations", "bytes_read", "bytes_written")
 
+Cells = dict[str, NDArray[Any]]
+"""Columns of whole numbers, each of the narrowest type that holds them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Axis:
@@ -112,10 +115,11 @@ class TimelineTally:
         for part in _parts(at, last[at] - first[at] + 1):
             self._spread(row[part], start[part], dur[part], read[part], written[part])
 
-    def result(self) -> dict[str, Numbers]:
+    def result(self) -> Cells:
         """``process``, ``bin`` and the sums, a value for each bin that has any."""
         keys, sums = self._sums.result()
-        return {"process": keys // BINS, "bin": keys % BINS, **sums}
+        columns = {"process": keys // BINS, "bin": keys % BINS, **sums}
+        return {name: _narrow(values) for name, values in columns.items()}
 
     def _bins(self, start: Numbers, dur: Numbers) -> tuple[Numbers, Numbers]:
         first = start // self._axis.bin_ns
@@ -159,26 +163,25 @@ def _parts(rows: Index, pieces: Numbers) -> Iterator[Index]:
 
 def timeline_of(
     axes: Sequence[Axis],
-    parts: Sequence[dict[str, Numbers]],
+    parts: Sequence[Cells],
     names: Sequence[Sequence[Row]],
 ) -> Timeline:
     """All hosts below each other: what `TimelineTally.result` gave, and who its processes are."""
     rows: list[Row] = []
-    cells: dict[str, list[NDArray[Any]]] = {name: [] for name in ("row", "bin", *_SUMS)}
+    numbers: list[Numbers] = []  # of the row of each process of each host
     for part, known in zip(parts, names, strict=True):
         used = sorted(np.unique(part["process"]).tolist(), key=lambda n: _place(known[n], n))
         number = np.zeros(len(known), np.int64)
         number[used] = np.arange(len(rows), len(rows) + len(used))
+        numbers.append(number)
         rows += [known[process] for process in used]
-        cells["row"].append(number[part["process"]])
-        for name in ("bin", *_SUMS):
-            cells[name].append(part[name])
     group, step = _coarseness(len(rows))
     count, bins = -(-len(rows) // group), -(-BINS // step)
-    at = _joined(cells["row"]) // group * bins + _joined(cells["bin"]) // step
     sums = {name: np.zeros(count * bins, np.int64) for name in _SUMS}
-    for name, values in sums.items():
-        np.add.at(values, at, _joined(cells[name]))
+    for part, number in zip(parts, numbers, strict=True):
+        at = number[part["process"]] // group * bins + part["bin"] // step
+        for name, values in sums.items():
+            np.add.at(values, at, part[name])
     return Timeline(
         begin_ns=axes[0].begin_ns if axes else 0,
         of_day=bool(axes) and all(axis.clock is not None for axis in axes),
@@ -203,8 +206,12 @@ def _coarseness(rows: int) -> tuple[int, int]:
     return group, step
 
 
-def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
-    return np.concatenate([np.zeros(0, np.int64), *parts])
+def _narrow(values: Numbers) -> NDArray[Any]:
+    """The same numbers in as few bytes as they fit: there may be many hosts."""
+    for kind in (np.uint8, np.uint16, np.uint32):
+        if values.min(initial=0) >= 0 and values.max(initial=0) <= np.iinfo(kind).max:
+            return values.astype(kind)
+    return values
 
 
 def _grouped(rows: list[Row]) -> Row:

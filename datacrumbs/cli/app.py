@@ -57,3 +57,10 @@ def command(name: str, **settings: Any) -> Callable[[Callable[..., Any]], Comman
         )(made)
 
     return decorate
+
+
+scheduler_option = click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Read the trace on this Dask cluster: tcp://HOST:PORT, or its scheduler's file.",
+)

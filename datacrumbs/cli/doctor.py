@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from datacrumbs.cli.app import command
+from datacrumbs.cli.progress import progress
 from datacrumbs.errors import BadInputError
 from datacrumbs.run import host_name
 
@@ -57,7 +58,9 @@ def main(*, config: Path | None, user: str | None, form: str) -> None:
     """
     from datacrumbs.tracer.checks import run_checks
 
-    checks = run_checks(config, user=_account(user))
+    account = _account(user)
+    with progress("Checking this host", None):
+        checks = run_checks(config, user=account)
     if form == "json":
         click.echo(_as_json(checks))
     else:

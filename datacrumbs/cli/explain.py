@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from datacrumbs.cli.app import command
+from datacrumbs.cli.app import command, scheduler_option
 from datacrumbs.cli.progress import progress
 
 DEFAULT_TOP = 3
@@ -18,6 +18,7 @@ Examples:
   datacrumbs_explain --call pwrite64 ~/datacrumbs/4711
   datacrumbs_explain --call 'H5D*' --rank 0 --file '*.h5' ~/datacrumbs/4711
   datacrumbs_explain --layer libc --host n3 --format json ~/datacrumbs/4711
+  datacrumbs_explain --scheduler ~/dask.json /scratch/datacrumbs/4711
 """
 
 
@@ -48,6 +49,7 @@ Examples:
     type=click.IntRange(min=1),
     help=f"How many functions to explain, by time: text {DEFAULT_TOP}, json all.",
 )
+@scheduler_option
 def main(  # noqa: PLR0917 (click passes each option by name)
     trace: Path,
     call: str | None,
@@ -58,6 +60,7 @@ def main(  # noqa: PLR0917 (click passes each option by name)
     hosts: tuple[str, ...],
     output: str,
     top: int | None,
+    scheduler: str | None,
 ) -> None:
     """Say what the time of calls went into, and why some calls take longer than others.
 
@@ -71,6 +74,7 @@ def main(  # noqa: PLR0917 (click passes each option by name)
     A rank is the number of a process of the run's program by host and start, which is MPI's
     rank where ranks are placed in blocks. --rank, --pid and --host may be given several times.
     """
+    from datacrumbs.analysis.cluster import connected
     from datacrumbs.analysis.explain import explain
     from datacrumbs.analysis.selection import Selection
     from datacrumbs.report.explain_text import write_explanation
@@ -87,10 +91,10 @@ def main(  # noqa: PLR0917 (click passes each option by name)
         ranks=frozenset(ranks),
         hosts=frozenset(hosts),
     )
-    total = sum(host.count() for host in opened.hosts if not hosts or host.host in hosts)
+    total = sum(host.about() for host in opened.hosts if not hosts or host.host in hosts)
     top = top or (DEFAULT_TOP if output == "text" else None)
-    with progress("Reading events", total) as advance:
-        explanation = explain(opened, selection, top=top, progress=advance)
+    with progress("Reading events", total) as advance, connected(scheduler) as cluster:
+        explanation = explain(opened, selection, top=top, progress=advance, cluster=cluster)
     if output == "json":
         write_explanation_json(explanation, sys.stdout)
     else:

@@ -13,11 +13,12 @@ import click
 import msgspec
 
 from datacrumbs.cli.app import command
+from datacrumbs.cli.progress import progress
 from datacrumbs.config import SystemConfig, load_system_config
 from datacrumbs.errors import BadInputError
 from datacrumbs.probes import model
 from datacrumbs.probes.build import Built, LayerSummary, build
-from datacrumbs.probes.capture import load_capture_config
+from datacrumbs.probes.capture import CaptureConfig, load_capture_config
 from datacrumbs.probes.software import Found, find_objects, parse_origin
 from datacrumbs.probes.sources import name_of
 from datacrumbs.probes.status import Entry, known, reset
@@ -93,7 +94,9 @@ def main(
         )
     site = load_system_config(system)
     if origin is not None:
-        click.echo(_objects(find_objects(parse_origin(origin), platform.machine()), form))
+        with progress("Looking for programs and libraries", None):
+            found = find_objects(parse_origin(origin), platform.machine())
+        click.echo(_objects(found, form))
     elif reset_skipped:
         click.echo(f"forgotten: {reset(Path(site.state_dir))}")
     elif show_skipped:
@@ -111,12 +114,20 @@ def _configure(
         raise BadInputError("OUT is missing: where to write the probe file", hint="or --dry-run")
     if out is not None:
         _check_writable(out)
-    built = build(load_capture_config(config), site)
+    capture = load_capture_config(config)
+    with progress("Finding functions", _entries(capture)) as advance:
+        built = build(capture, site, progress=advance)
     written = out if out is not None and not dry_run else None
     if written is not None:
-        _sign(built, written, site)
+        with progress("Waiting for the signature", None):
+            _sign(built, written, site)
     report = _as_json if form == "json" else _as_text
     click.echo(report(built, written))
+
+
+def _entries(capture: CaptureConfig) -> int | None:
+    """What progress is of; of one entry it is not known how far it is."""
+    return len(capture.probes) if len(capture.probes) > 1 else None
 
 
 def _objects(found: Found, form: str) -> str:

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from datacrumbs.cli.app import command
+from datacrumbs.cli.app import command, scheduler_option
 from datacrumbs.cli.progress import progress
 from datacrumbs.errors import BadInputError
+from datacrumbs.report import HTML_TOP
 
 if TYPE_CHECKING:
+    from datacrumbs.analysis.model import Summary
     from datacrumbs.trace.reader import Trace
 
 DEFAULT_TOP = 8
-HTML_TOP = 10_000
 
 EPILOG = """\b
 Examples:
@@ -24,6 +25,7 @@ Examples:
   datacrumbs_report --top 20 ~/datacrumbs/4711
   datacrumbs_report --format json ~/datacrumbs/4711 | jq '.functions[0]'
   datacrumbs_report --html 4711.html ~/datacrumbs/4711
+  datacrumbs_report --scheduler tcp://login1:8786 /scratch/datacrumbs/4711
 """
 
 
@@ -51,7 +53,10 @@ Examples:
     help=f"How many functions, processes and files to list: text {DEFAULT_TOP}, json all, "
     f"html the first {HTML_TOP} of files and processes.",
 )
-def main(trace: Path, output: str, html: Path | None, top: int | None) -> None:
+@scheduler_option
+def main(
+    trace: Path, output: str, html: Path | None, top: int | None, scheduler: str | None
+) -> None:
     """Say where the I/O time of a run went.
 
     TRACE is the directory of a run, with all its hosts, or of one host (host=NAME) in it. It
@@ -64,7 +69,6 @@ def main(trace: Path, output: str, html: Path | None, top: int | None) -> None:
     The page that --html writes shows when and by which process data moved, time by layer, sizes
     and latencies, and the slowest calls with what datacrumbs_explain says of them.
     """
-    from datacrumbs.analysis.summary import summarise
     from datacrumbs.report.json_report import write_json
     from datacrumbs.report.text import write_text
     from datacrumbs.trace.reader import open_trace
@@ -74,25 +78,31 @@ def main(trace: Path, output: str, html: Path | None, top: int | None) -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     opened = open_trace(trace)
     if html:
-        _write_page(opened, html, top or HTML_TOP)
+        _write_page(opened, html, top or HTML_TOP, scheduler)
     elif output == "json":
-        write_json(summarise(opened, top=top), sys.stdout)
+        write_json(_summary(opened, top, scheduler), sys.stdout)
     else:
         top = top or DEFAULT_TOP
-        write_text(summarise(opened, top=top), sys.stdout, top=top)
+        write_text(_summary(opened, top, scheduler), sys.stdout, top=top)
 
 
-def _write_page(trace: Trace, out: Path, top: int) -> None:
-    from datacrumbs.analysis.pictures import draw
-    from datacrumbs.analysis.summary import summarise_with_durations
-    from datacrumbs.report.html import write_html
-    from datacrumbs.whole_file import whole_file
+def _summary(trace: Trace, top: int | None, scheduler: str | None) -> Summary:
+    from datacrumbs.analysis.cluster import connected
+    from datacrumbs.analysis.summary import summarise
 
-    with whole_file(out) as file:  # first: that it can be written should not take a minute to see
-        summary, durations = summarise_with_durations(trace, top=top)
-        with progress("Drawing", summary.events) as advance:
-            pictures = draw(trace, summary, durations, progress=advance)
-        write_html(summary, pictures, file)
+    with progress("Reading events", trace.about()) as advance, connected(scheduler) as cluster:
+        return summarise(trace, top=top, progress=advance, cluster=cluster)
+
+
+def _write_page(trace: Trace, out: Path, top: int, scheduler: str | None) -> None:
+    from datacrumbs.analysis.cluster import connected
+    from datacrumbs.report.html import write_page
+
+    with (
+        progress("Reading events", 2 * trace.about()) as advance,
+        connected(scheduler) as cluster,
+    ):
+        write_page(trace, out, top=top, progress=advance, cluster=cluster)
 
 
 if __name__ == "__main__":

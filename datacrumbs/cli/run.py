@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from datacrumbs.cli.app import command
+from datacrumbs.cli.progress import progress
 from datacrumbs.errors import BadInputError
 from datacrumbs.run import check_run_id
 
@@ -106,7 +107,9 @@ def run(*, probe_file: str, keep: bool, node_list: str, form: str, **options: An
     run_id, user = _whose(options)
     path = Path(check_path(str(Path(probe_file).absolute())))
     remote = _remote(options)
-    _show(nodes.start(names, run_id, user, path, remote, keep=keep), form)
+    with progress("Starting on the nodes", None):
+        outcome = nodes.start(names, run_id, user, path, remote, keep=keep)
+    _show(outcome, form)
 
 
 @command(
@@ -129,7 +132,10 @@ def stop(*, node_list: str, form: str, **options: Any) -> None:
 
     names = nodes.node_names(node_list)
     run_id, user = _whose(options)
-    _show(nodes.stop(names, run_id, user, _remote(options)), form)
+    remote = _remote(options)
+    with progress("Stopping on the nodes", None):
+        outcome = nodes.stop(names, run_id, user, remote)
+    _show(outcome, form)
 
 
 def _whose(options: dict[str, Any]) -> tuple[str, str]:

@@ -9,7 +9,7 @@ import pwd
 import re
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -59,15 +59,24 @@ class Built:
     notes: list[str] = field(default_factory=list)  # about the whole of it
 
 
-def build(config: CaptureConfig, system: SystemConfig) -> Built:
+def build(
+    config: CaptureConfig,
+    system: SystemConfig,
+    *,
+    progress: Callable[[int], None] = lambda entries: None,
+) -> Built:
     """Resolve every entry of ``config`` on this host, for the calling user, from now on.
 
-    Raises `BadInputError` for a layer that comes out empty and for more functions than
-    ``limits.functions`` of the system configuration.
+    ``progress`` is called with how many more entries are done. Raises `BadInputError` for a
+    layer that comes out empty and for more functions than ``limits.functions`` of the system
+    configuration.
     """
     notes: list[str] = []
     resolver = _Resolver(config, platform.machine(), system, _known_refusals(system, notes))
-    made = [layer for index in range(len(config.probes)) for layer in resolver.resolve(index)]
+    made = []
+    for index in range(len(config.probes)):
+        made += resolver.resolve(index)
+        progress(1)
     include = _real_paths(config.include, config.source, notes)
     exclude = _real_paths(config.exclude, config.source, notes)
     now = int(time.time())

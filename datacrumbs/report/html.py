@@ -11,6 +11,7 @@ import base64
 import hashlib
 from collections.abc import Iterable
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
@@ -22,14 +23,18 @@ from datacrumbs.analysis.causes import Cause
 from datacrumbs.analysis.explanation import Explained
 from datacrumbs.analysis.flame import Flame
 from datacrumbs.analysis.model import AccessSummary, ProcessSummary, Summary
-from datacrumbs.analysis.pictures import LATENCY_EDGES, Latency, Pictures
+from datacrumbs.analysis.on_each import Cluster, Progress
+from datacrumbs.analysis.pictures import LATENCY_EDGES, Latency, Pictures, draw
+from datacrumbs.analysis.summary import summarise_with_durations
 from datacrumbs.analysis.timeline import Timeline
 from datacrumbs.report.explain_text import FINDINGS, numbers_of, shares, slow_call
 from datacrumbs.report.json_report import ascii_json
 from datacrumbs.report.layout import printable
 from datacrumbs.report.sentences import sentence, split_sentence
 from datacrumbs.report.text import facts, honesty
+from datacrumbs.trace.reader import Trace
 from datacrumbs.units import human_bytes, human_count, human_ns, human_share
+from datacrumbs.whole_file import whole_file
 
 FILES_BYTES = 3_000_000
 """How much of the page the rows of files may take."""
@@ -40,6 +45,25 @@ LATENCIES = 200
 SKIPPED = 500
 HOSTS = 2_000
 MOUNTS = 500
+
+
+def write_page(
+    trace: Trace,
+    out: Path,
+    *,
+    top: int,
+    progress: Progress | None = None,
+    cluster: Cluster | None = None,
+) -> None:
+    """Write the page of ``trace`` to ``out`` (``-``: standard output), with ``top`` files and
+    processes. The events are read twice, on ``cluster`` or here; ``progress`` is told of both.
+    """
+    with whole_file(out) as file:  # first: that it can be written should not take a minute to see
+        summary, durations = summarise_with_durations(
+            trace, top=top, progress=progress, cluster=cluster
+        )
+        pictures = draw(trace, summary, durations, progress=progress, cluster=cluster)
+        write_html(summary, pictures, file)
 
 
 def write_html(summary: Summary, pictures: Pictures, stream: BinaryIO) -> None:

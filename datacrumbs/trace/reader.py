@@ -66,6 +66,10 @@ class HostTrace:
         """How many events there are."""
         return sum(segment.rows for segment in self.segments())
 
+    def about(self) -> int:
+        """About how many events there are, by ``run.json`` where there is one: without reading."""
+        return self.run.counts.events if self.run else self.count()
+
     def segments(self) -> list[Segment]:
         """The segments of ``events`` with their rows and times, from metadata where closed."""
         return [_describe(number, path) for number, path in _list_segments(self.path, EVENTS)]
@@ -92,6 +96,10 @@ class Trace:
 
     path: Path
     hosts: tuple[HostTrace, ...]
+
+    def about(self) -> int:
+        """About how many events there are on all hosts."""
+        return sum(host.about() for host in self.hosts)
 
 
 def open_trace(path: Path) -> Trace:

@@ -13,7 +13,7 @@ import pytest
 from export_samples import COUNT, PATHS, both_hosts, write_run
 
 import datacrumbs
-from datacrumbs.errors import BadInputError
+from datacrumbs.errors import BadInputError, UserError
 
 NOTEBOOK = Path(__file__).parents[2] / "examples/analysis.ipynb"
 
@@ -59,6 +59,18 @@ def test_the_analyses_of_the_commands(run: datacrumbs.Run) -> None:
     assert all(change.change_ns == 0 for change in run.compare(run).functions)
     facts = run.facts["n1"]
     assert facts and facts.user == "alice"
+
+
+def test_the_page_with_pictures_is_the_commands(run: datacrumbs.Run, tmp_path: Path) -> None:
+    here, there = tmp_path / "here.html", tmp_path / "there.html"
+    run.html(here, top=1)
+    report = Path(sys.executable).parent / "datacrumbs_report"
+    subprocess.run([report, "--top", "1", "--html", there, run.trace.path], check=True)
+    assert here.read_bytes() == there.read_bytes()
+    run.html(here)
+    assert here.read_bytes() != there.read_bytes()
+    with pytest.raises(UserError, match="cannot write it: No such file or directory"):
+        run.html(str(tmp_path / "none" / "out.html"))
 
 
 def test_the_notebook_runs(run: datacrumbs.Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ def test_every_time_is_exact(seed: int, segment_events: int, batch_rows: int) ->
 def test_hosts_add_up_whatever_their_numbers_and_clocks(tmp_path: Path, worth_workers: int) -> None:
     """Three hosts, each with function numbers of its own; by workers, and without."""
     hosts = random_hosts(7, hosts=3)
-    with mock.patch("datacrumbs.analysis.explain.WORTH_WORKERS", worth_workers):
+    with mock.patch("datacrumbs.analysis.on_each.WORTH_WORKERS", worth_workers):
         found = explained(tmp_path, hosts)
     assert {e.name: by_path(e.inside) for e in found.explained} == known(hosts, does_io)
     alone = explain(open_trace(tmp_path), Selection(hosts=frozenset({"n2"})))
@@ -678,7 +678,7 @@ def test_what_a_worker_cannot_read_is_named_with_a_hint(tmp_path: Path) -> None:
     segment = tmp_path / "host=n2" / "events-000001.parquet"
     segment.write_bytes(segment.read_bytes()[:-1000] + b"x" * 992 + b"PAR1")
     with (
-        mock.patch("datacrumbs.analysis.explain.WORTH_WORKERS", 0),
+        mock.patch("datacrumbs.analysis.on_each.WORTH_WORKERS", 0),
         pytest.raises(BadInputError) as raised,
     ):
         explain(open_trace(tmp_path), Selection())

@@ -176,8 +176,8 @@ def test_the_page_is_80_columns_wide(tmp_path: Path, trace: Path) -> None:
         assert max(cell_len(line) for line in text.splitlines()) <= 80
 
 
-def on_terminal(*command: str | Path, **more: str) -> str:
-    """What a command writes to a terminal."""
+def on_terminal(*command: str | Path, code: int | None = 0, **more: str) -> str:
+    """What a command writes to a terminal; ends with ``code``, None for any."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         command, stdout=theirs, stderr=theirs, env=environment(**more)
@@ -187,7 +187,7 @@ def on_terminal(*command: str | Path, **more: str) -> str:
         while chunk := _read(ours):
             written += chunk
     os.close(ours)
-    assert process.returncode == 0, written
+    assert code in (None, process.returncode), written
     return written.decode()
 
 
@@ -223,6 +223,45 @@ def test_a_progress_bar_for_those_who_wait_at_a_terminal() -> None:
     )
     assert (done.stdout, done.stderr) == ("", "")
     assert progress.PATIENCE_S == 2
+
+
+IMPATIENT = """
+import sys
+from datacrumbs.cli import progress
+progress.PATIENCE_S = 0
+from datacrumbs.cli.{0} import {1}
+{1}()
+"""
+
+NODES = ["--node-list", "nowhere.invalid", "--run-id", "4711"]
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "arguments"),
+    [
+        ("explain main", "Reading events", ["4711"]),
+        ("report main", "Reading events", ["4711"]),
+        ("report main", "Reading events", ["--format", "json", "4711"]),
+        ("report main", "Reading events", ["--html", "out.html", "4711"]),
+        ("compare main", "Reading events", ["4711", "4711"]),
+        ("export main", "Writing events", ["-o", "out.csv", "4711"]),
+        ("probe_configurator main", "Finding functions", ["--dry-run", "libc.yaml"]),
+        ("probe_configurator main", "Looking for programs", ["--list-objects", "ldconfig"]),
+        ("doctor main", "Checking this host", []),
+        ("run run", "Starting on the nodes", [*NODES, "--probe-file", "probes.json.gz"]),
+        ("run stop", "Stopping on the nodes", NODES),
+    ],
+)
+def test_who_waits_sees_that_it_goes_on(
+    trace: Path, monkeypatch: pytest.MonkeyPatch, name: str, what: str, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(trace.parent)
+    layer = "{name: libc, probe: uprobe, file: libc.so.6, regex: 'f.*'}"
+    Path("libc.yaml").write_text(f"capture_probes:\n  - {layer}\n")
+    program = IMPATIENT.format(*name.split())
+    shown = on_terminal(sys.executable, "-P", "-c", program, *arguments, code=None)
+    assert what in shown
+    assert "Traceback" not in shown
 
 
 def test_what_cannot_be_taken_is_one_line(tmp_path: Path, trace: Path) -> None:

@@ -14,7 +14,7 @@ from report_traces import Call as FlatCall
 from report_traces import File
 from report_traces import write_host as write_flat_host
 
-from datacrumbs.analysis import explain, flame, timeline
+from datacrumbs.analysis import flame, on_each, timeline
 from datacrumbs.analysis.flame import Flame
 from datacrumbs.analysis.model import Summary
 from datacrumbs.analysis.pictures import LATENCY_EDGES, Pictures, draw
@@ -73,7 +73,7 @@ def test_the_flame_is_the_breakdown_of_all_trees(
 def test_hosts_side_by_side_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path / "run", random_hosts(6, hosts=3, threads=4, calls=40))
     _, one = drawn(tmp_path / "run")
-    monkeypatch.setattr(explain, "WORTH_WORKERS", 0)
+    monkeypatch.setattr(on_each, "WORTH_WORKERS", 0)
     _, side_by_side = drawn(tmp_path / "run")
     assert side_by_side.flame == one.flame
     assert side_by_side.explanation == one.explanation
