@@ -44,6 +44,7 @@ enum {
 	DC_USES_POS = 1,
 	DC_RETURNS_FD = 2,
 	DC_LEAN = 4, /* profile mode, no path rules: which file it is about does not matter */
+	DC_PROBED = 8, /* its own function is probed: call_session */
 };
 
 /* what to do about one opcode of io_uring */
@@ -163,7 +164,7 @@ struct dc_config {
 	__u32 cpus_per_ring;
 	__u32 layout;
 	__u32 page_shift; /* log2 of a page's bytes */
-	__u32 unused;
+	__u32 cells;	  /* of a bank of profile mode; a power of two */
 };
 
 /* per CPU, read by the daemon through the memory map of .data.counters */
@@ -182,6 +183,21 @@ struct dc_profile {
 	__s64 time, max, bytes;
 	__u64 errors;
 	__u32 calls[DC_POWERS]; /* element i: calls of 2^i up to 2^(i+1) ns */
+};
+
+/* the same of one function on one thread, which alone adds to it */
+struct dc_cell {
+	__u64 who; /* thread and function; 0: nobody's */
+	__s32 pid;
+	__u32 unused;
+	struct dc_profile sums;
+	__u64 unused_too[2]; /* whole cache lines */
+};
+
+/* changed by both sides */
+struct dc_banks {
+	__u32 used;	  /* 0 or 1 */
+	__u32 spilled[2]; /* since a bank is used, there were calls that went to a map */
 };
 
 /* records of the string ring */

@@ -74,6 +74,17 @@ extern void *bpf_rdonly_cast(const void *address, __u32 type) __ksym __weak;
 			   : (void *)(address)))
 #define READ(pointer, member) (direct() ? (pointer)->member : BPF_CORE_READ(pointer, member))
 
+/*
+ * Is a kprobe.session's program at the return? bpf_session_is_return() would say; its prototype
+ * changed in 7.0, and what it reads did not.
+ */
+static __always_inline bool session_returns(void)
+{
+	__u64 run = (__u64)bpf_get_current_task_btf()->bpf_ctx;
+
+	return READ(as(struct bpf_session_run_ctx, run), is_return);
+}
+
 /* The `struct file` behind a descriptor of the current task; 0 for none. */
 static __always_inline struct file *file_of(struct task_struct *task, int fd)
 {

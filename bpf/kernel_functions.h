@@ -384,19 +384,13 @@ int kernel_leave(struct pt_regs *ctx)
 	return leave_kernel(ctx);
 }
 
-/*
- * Entry and return in one. Which of the two it is, bpf_session_is_return() would say; its
- * prototype changed in 7.0, and what it reads did not. 1 at entry: do not run at the return.
- */
+/* Entry and return in one. 1 at entry: do not run at the return. */
 SEC("kprobe")
 int kernel_session(struct pt_regs *ctx)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-	__u64 run = (__u64)task->bpf_ctx;
-
 	if (!bpf_core_type_exists(struct bpf_session_run_ctx))
 		return 1;
-	if (READ(as(struct bpf_session_run_ctx, run), is_return))
+	if (session_returns())
 		return leave_kernel(ctx);
 	return !enter_kernel(ctx);
 }

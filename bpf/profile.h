@@ -1,14 +1,18 @@
 /*
- * Profile mode: calls added up by function, process and CPU.
+ * Profile mode: calls added up by function and process.
  *
- * The CPU is part of the key of a plain hash. A per-CPU hash would hold every key's value for
- * every CPU there may be, though a process runs on few: 128 times the memory on 128 CPUs. Nor
- * would it save the atomic additions: programs on uprobes can be preempted by another thread
- * of the same process.
+ * First by thread and function, in a cell of an array that is found by a hash of both: no call
+ * into the kernel, and no atomic additions, for a thread makes one call at a time. Where another
+ * one has the cell, and for what a kernel thread does in a process's name, there is a hash map.
  *
- * The daemon puts another map in place at each interval. The kernel then waits for the programs
- * that may still use the old one (kernel/bpf/syscall.c, maybe_wait_bpf_programs), so it is at
- * rest when it is emptied.
+ * The CPU is part of the key of that map, which is a plain one. A per-CPU hash would hold every
+ * key's value for every CPU there may be, though a process runs on few: 128 times the memory on
+ * 128 CPUs. Nor would it save the atomic additions: programs on uprobes can be preempted by
+ * another thread of the same process.
+ *
+ * The daemon changes banks of cells, then puts another map in place, at each interval. The kernel
+ * then waits for the programs that may still use the old one (kernel/bpf/syscall.c,
+ * maybe_wait_bpf_programs), so both are at rest when they are emptied.
  */
 #pragma once
 
@@ -25,6 +29,16 @@ struct {
 	__type(key, __u32);
 	__array(values, struct profile_map);
 } profiles SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 2); /* two banks */
+	__type(key, __u32);
+	__type(value, struct dc_cell);
+} cells SEC(".maps");
+
+volatile struct dc_banks banks SEC(".data.banks");
 
 static const volatile struct dc_profile nothing SEC(".rodata.nothing");
 
@@ -54,10 +68,43 @@ static __always_inline void raise_max(struct dc_profile *sums, __s64 dur)
 	}
 }
 
-/* Add a call that has returned. */
-static __always_inline void add_to_profile(const struct dc_event *event, __u8 bits)
+/* The cell of the thread and the function; 0 if others have it. */
+static __always_inline struct dc_cell *cell_of(const struct dc_event *event)
+{
+	__u64 who = (__u64)event->tid << 16 | event->func;
+	__u32 at = (who * 0x9e3779b97f4a7c15ULL) >> 40;
+
+	at = (at & (config.cells - 1)) + (banks.used ? config.cells : 0);
+	struct dc_cell *cell = bpf_map_lookup_elem(&cells, &at);
+	if (!cell)
+		return 0;
+	if (!cell->who && !__sync_val_compare_and_swap(&cell->who, 0, who))
+		cell->pid = event->pid;
+	return cell->who == who && cell->pid == event->pid ? cell : 0;
+}
+
+static __always_inline void add_to_cell(struct dc_profile *sums, const struct dc_event *event,
+					__u8 bits)
+{
+	__s64 dur = event->dur, ret = event->ret;
+
+	sums->calls[power_of(dur)]++;
+	sums->time += dur;
+	if (dur > sums->max)
+		sums->max = dur;
+	if (ret > 0 && (bits & DC_MOVES))
+		sums->bytes += ret;
+	if (ret < 0 && (bits & DC_ERRNO))
+		sums->errors++;
+}
+
+/* Where others add as well. */
+static __always_inline void add_to_map(const struct dc_event *event, __u8 bits)
 {
 	__u32 zero = 0;
+
+	if (!banks.spilled[banks.used & 1])
+		banks.spilled[banks.used & 1] = 1;
 	struct dc_profile_key key = {
 		.pid = event->pid, .func = event->func, .cpu = bpf_get_smp_processor_id(),
 	};
@@ -81,4 +128,15 @@ static __always_inline void add_to_profile(const struct dc_event *event, __u8 bi
 		__sync_fetch_and_add(&sums->bytes, ret);
 	if (ret < 0 && (bits & DC_ERRNO))
 		__sync_fetch_and_add(&sums->errors, 1);
+}
+
+/* Add a call that has returned. */
+static __always_inline void add_to_profile(const struct dc_event *event, __u8 bits)
+{
+	struct dc_cell *cell = event->flags & DC_ASYNC ? 0 : cell_of(event);
+
+	if (cell)
+		add_to_cell(&cell->sums, event, bits);
+	else
+		add_to_map(event, bits);
 }

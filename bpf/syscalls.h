@@ -137,23 +137,20 @@ static __always_inline void keep_details(struct dc_task *self, struct task_struc
 	}
 }
 
-SEC("tp_btf/sys_enter")
-int BPF_PROG(sys_enter, struct pt_regs *regs, long id)
+/* True if the call is followed, and so its return wanted. */
+static __always_inline bool enter_call(const volatile struct dc_call *call, struct pt_regs *regs,
+				       __u32 id)
 {
-	if ((unsigned long)id >= DC_SYSCALLS)
-		return 0;
-	const volatile struct dc_call *call = &config.calls[id];
-	if (!call->func)
-		return 0;
 	struct task_struct *task = bpf_get_current_task_btf();
+
 	if (!of_user(task))
-		return 0;
+		return false;
 	struct dc_task *self = traced(task);
 	if (!self)
-		return 0;
+		return false;
 	if (!(self->is & call->select) || compat(task)) {
 		counters_here()->filtered++; /* a layer for others, or a 32-bit program */
-		return 0;
+		return false;
 	}
 
 	if (!(call->bits & DC_LEAN))
@@ -169,7 +166,7 @@ int BPF_PROG(sys_enter, struct pt_regs *regs, long id)
 	self->number = id;
 	if (!(call->bits & DC_LEAN))
 		keep_details(self, task, call);
-	return 0;
+	return true;
 }
 
 static __always_inline bool killed(struct task_struct *task, long ret)
@@ -203,8 +200,7 @@ static __always_inline void add_details(struct dc_task *self, struct task_struct
 		self->event.file &= ~UNWANTED;
 }
 
-SEC("tp_btf/sys_exit")
-int BPF_PROG(sys_exit, struct pt_regs *regs, long ret)
+static __always_inline int leave_call(long ret)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 
@@ -228,4 +224,38 @@ int BPF_PROG(sys_exit, struct pt_regs *regs, long ret)
 		emit_peer(self);
 	self->event.func = 0;
 	return 0;
+}
+
+SEC("tp_btf/sys_enter")
+int BPF_PROG(sys_enter, struct pt_regs *regs, long id)
+{
+	if ((unsigned long)id >= DC_SYSCALLS)
+		return 0;
+	const volatile struct dc_call *call = &config.calls[id];
+	if (call->func && !(call->bits & DC_PROBED))
+		enter_call(call, regs, id);
+	return 0;
+}
+
+SEC("tp_btf/sys_exit")
+int BPF_PROG(sys_exit, struct pt_regs *regs, long ret)
+{
+	return leave_call(ret);
+}
+
+/*
+ * The same on the function of the system call, whose number is the cookie and whose argument are
+ * the registers that the program came with (__x64_sys_read() and so on): where programs on
+ * tracepoints can be preempted, which these cannot.
+ */
+SEC("kprobe")
+int call_session(struct pt_regs *ctx)
+{
+	__u64 id = bpf_get_attach_cookie(ctx);
+
+	if (!bpf_core_type_exists(struct bpf_session_run_ctx) || id >= DC_SYSCALLS)
+		return 1;
+	if (session_returns())
+		return leave_call(PT_REGS_RC(ctx));
+	return !enter_call(&config.calls[id], as(struct pt_regs, PT_REGS_PARM1(ctx)), id);
 }

@@ -264,6 +264,21 @@ def available(machine: str) -> dict[str, int]:
     return dict(sorted(_numbers(names - _NOT_WIRED, machine).items()))
 
 
+def entry_points(functions: Iterable[str], machine: str) -> dict[str, str]:
+    """Those of the kernel's ``functions`` that system calls enter by, by the calls' names.
+
+    Where there is one of an older time besides (``sys_stat``, ``sys_newstat``), the one that
+    the call's number leads to. The entry of a call without arguments has two names, of which
+    ``functions`` may have either.
+    """
+    found: dict[str, str] = {}
+    for prefix in ("__do_sys_", _ENTRY_PREFIX[machine]):
+        ours = [name.removeprefix(prefix) for name in functions if name.startswith(prefix)]
+        ours.sort(key=lambda name: name in USER_NAMES)
+        found |= {USER_NAMES.get(name, name): prefix + name for name in ours}
+    return found
+
+
 def _kernel_names(prefix: str) -> set[str]:
     names = _kallsyms_names(prefix) or _btf_names(prefix)
     if not names:

@@ -19,7 +19,7 @@ from datacrumbs.probes.model import (
     UsdtLayer,
     UserLayer,
 )
-from datacrumbs.tracer import arguments, io_uring, layout, usdt
+from datacrumbs.tracer import arguments, io_uring, layout, system_calls, usdt
 from datacrumbs.tracer.custom import Custom, attach_custom, plan_custom
 from datacrumbs.tracer.kernel_functions import attach_kernel, prepare_kernel
 from datacrumbs.tracer.libbpf import OBJECT_PATH, Object
@@ -60,6 +60,7 @@ class Attached:
     mark_job_fd: int
     unfinished_fd: int
     profile_fds: list[int]  # the two maps of profile mode; none without it
+    profile_cells: int  # of each bank
     custom: list[Custom]
 
     def detach(self) -> None:
@@ -113,10 +114,11 @@ def attach(
     plan = Plan(probes, constants)
     users, points, programs = _plan_layers(plan)
     kernel = prepare_kernel(bpf, plan)
+    system_calls.leave_out(bpf, plan)
     rings, ring_bytes = ring_sizes(config, possible_cpus())
-    bpf.set_entries("rings", rings)
-    bpf.set_entries("strings", power_of_two(config.ring.strings_bytes))
-    bpf.set_entries("rates", plan.rate_entries())
+    cells = profile_cells(config.profile.entries) if plan.profiles() else 1
+    constants.cells = cells
+    size_maps(bpf, config, plan, rings=rings, cells=cells)
     mechanism = choose() if users or points else Mechanism.SINGLE
     prepare(bpf, mechanism if users else None)
     usdt.prepare(bpf, points, mechanism)
@@ -133,10 +135,10 @@ def attach(
     usdt.attach_usdt(bpf, points, plan, mechanism)
     attach_kernel(bpf, kernel, plan)
     custom = attach_custom(programs, plan, allowed=config.policy.custom, log=log)
-    if not any(count for *_, count in plan.mechanisms):
-        raise UserError("no probe of the probe file can be attached on this host")
     io_uring.attach_operations(bpf, plan)
     attach_syscalls(bpf, plan)
+    if not any(count for *_, count in plan.mechanisms):
+        raise UserError("no probe of the probe file can be attached on this host")
     attached = Attached(
         bpf,
         plan,
@@ -146,6 +148,7 @@ def attach(
         bpf.iterator("mark_job"),
         bpf.iterator("unfinished"),
         profile_fds,
+        cells,
         custom,
     )
     if job:
@@ -176,6 +179,19 @@ def _plan_layers(
         elif not isinstance(layer, KernelLayer):
             plan.skipped.append((layer.name, "all", "this version cannot attach such a layer"))
     return users, points, programs
+
+
+def size_maps(bpf: Object, config: SystemConfig, plan: Plan, *, rings: int, cells: int) -> None:
+    """The maps whose sizes are this run's."""
+    bpf.set_entries("rings", rings)
+    bpf.set_entries("strings", power_of_two(config.ring.strings_bytes))
+    bpf.set_entries("rates", plan.rate_entries())
+    bpf.set_entries("cells", 2 * cells)
+
+
+def profile_cells(entries: int) -> int:
+    """Cells of one bank of profile mode, a power of two: one for eight entries of a map."""
+    return power_of_two(max(entries // 8, 1))
 
 
 def add_profiles(bpf: Object, entries: int) -> list[int]:

@@ -19,10 +19,15 @@ from datacrumbs.probes.btf import KernelTypes, kernel_types
 from datacrumbs.probes.model import ArgumentType, KernelFunction, KernelLayer
 from datacrumbs.tracer import layout, points
 from datacrumbs.tracer.kernel_roles import NO_ROLES, op_of, roles_of
-from datacrumbs.tracer.libbpf import Object, try_kprobe, try_kprobe_link
+from datacrumbs.tracer.libbpf import (
+    KPROBE_MULTI,
+    KPROBE_SESSION,
+    Object,
+    try_kprobe,
+    try_kprobe_link,
+)
 from datacrumbs.tracer.plan import Plan
 
-KPROBE_MULTI, KPROBE_SESSION = 42, 56  # enum bpf_attach_type
 RETURN_FLAG = 1  # BPF_F_KPROBE_MULTI_RETURN
 TRIAL_FUNCTION = "vfs_fsync_range"
 """Exported, called by other files of the kernel, and there since 2.6.29."""
@@ -184,10 +189,12 @@ def attach_kernel(bpf: Object, probes: KernelProbes, plan: Plan) -> None:
     """Attach what can be attached; the plan says what, how, and why the rest could not be."""
     if probes.dirt_event and (error := bpf.attach_point("on_dirty", probes.dirt_event)):
         plan.skipped.append(("kernel", probes.dirt_event, os.strerror(error)))
+    # all at once: the more functions a link has, the more calls older kernels can follow
+    every = [one for _, functions, _ in probes.layers for one in functions]
+    reasons = dict(_attach_functions(bpf, every, probes.mechanism))
     for layer, functions, used in probes.layers:
-        failed = list(_attach_functions(bpf, functions, probes.mechanism))
-        for (_, name), reason in failed:
-            plan.skipped.append((layer.name, name, reason))
+        failed = [one for one in functions if one in reasons]
+        plan.skipped += [(layer.name, name, reasons[func, name]) for func, name in failed]
         if functions:
             count = len(functions) - len(failed)
             plan.mechanisms.append((layer.name, "kprobe", str(probes.mechanism), count))
@@ -272,19 +279,19 @@ def why_not(names: list[str], *, ftrace: bool = True) -> dict[str, str]:
             name = line.split(maxsplit=3)[2]
             if name in wanted:
                 counts[name] += 1
-    traceable = _traceable() if ftrace else None
+    known = traceable() if ftrace else None
     reasons = {}
     for name in wanted:
         if not counts[name]:
             reasons[name] = "this kernel has no such function"
         elif counts[name] > 1:
             reasons[name] = f"{counts[name]} functions of this kernel have this name"
-        elif traceable is not None and name not in traceable:
+        elif known is not None and name not in known:
             reasons[name] = "the kernel allows no probe there"
     return reasons
 
 
-def _traceable() -> set[str] | None:
+def traceable() -> set[str] | None:
     """What ftrace takes; None where the kernel does not tell."""
     for path in TRACEABLE:
         with contextlib.suppress(OSError), open(path) as lines:

@@ -22,7 +22,7 @@ RULE_BYTES = 256
 POWERS = 48
 
 JOINED, IN_JOB = 1, 2
-USES_POS, RETURNS_FD, LEAN = 1, 2, 4
+USES_POS, RETURNS_FD, LEAN, PROBED = 1, 2, 4, 8
 URING_FILE, URING_TRANSFER, URING_VECTOR, URING_OPENS = 1, 2, 4, 8
 PROFILED, MOVES, ERRNO, LIMITED = 1, 2, 4, 8
 
@@ -169,7 +169,7 @@ class Config(ctypes.Structure):
         ("cpus_per_ring", ctypes.c_uint32),
         ("layout", ctypes.c_uint32),
         ("page_shift", ctypes.c_uint32),
-        ("unused", ctypes.c_uint32),
+        ("cells", ctypes.c_uint32),
     )
 
 
@@ -204,6 +204,24 @@ class Profile(ctypes.Structure):
         ("errors", ctypes.c_uint64),
         ("calls", ctypes.c_uint32 * POWERS),
     )
+
+
+class Cell(ctypes.Structure):
+    """struct dc_cell: the calls of one function on one thread, added up."""
+
+    _fields_ = (
+        ("who", ctypes.c_uint64),
+        ("pid", ctypes.c_int32),
+        ("unused", ctypes.c_uint32),
+        ("sums", Profile),
+        ("unused_too", ctypes.c_uint64 * 2),
+    )
+
+
+class Banks(ctypes.Structure):
+    """struct dc_banks: which cells are in use, and whether maps were needed besides."""
+
+    _fields_ = (("used", ctypes.c_uint32), ("spilled", ctypes.c_uint32 * 2))
 
 
 ARGUMENTS = 6

@@ -19,9 +19,11 @@ OBJECT_PATH = Path(__file__).with_name("datacrumbs.bpf.o")
 PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_RINGBUF = 1, 27
 BPF_LINK_CREATE = 28
-BPF_PROG_TYPE_KPROBE = 2
+BPF_PROG_TYPE_KPROBE, BPF_PROG_TYPE_RAW_TRACEPOINT = 2, 17
+SLEEPABLE = 1 << 4  # BPF_F_SLEEPABLE
 KPROBE_TYPE = Path("/sys/bus/event_source/devices/kprobe/type")
 PERF_ATTR_BYTES = 112  # PERF_ATTR_SIZE_VER5
+LINK_INFO_BYTES, LINK_INFO_MISSED = 256, 32  # struct bpf_link_info: .kprobe_multi.missed
 DETACHING_THREADS = 32
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}
 _SYS_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
@@ -39,6 +41,7 @@ class UprobeOptions(ctypes.Structure):
     )
 
 
+KPROBE_MULTI, KPROBE_SESSION = 42, 56
 UPROBE_MULTI, UPROBE_SESSION = 48, 57  # enum bpf_attach_type; libbpf 1.1 has no names for them
 
 
@@ -49,6 +52,8 @@ class ProgramOptions(ctypes.Structure):
         ("sz", ctypes.c_size_t),
         ("attempts", ctypes.c_int),
         ("expected_attach_type", ctypes.c_uint32),
+        ("prog_btf_fd", ctypes.c_uint32),
+        ("prog_flags", ctypes.c_uint32),
     )
 
 
@@ -146,14 +151,27 @@ def takes_links(kind: int) -> bool:
     return link == -errno.ENOENT
 
 
-def _trial_program(library: ctypes.CDLL, kind: int) -> int:
+def syscall_points_preempted() -> bool:
+    """Can programs on the tracepoints of system calls be preempted on this kernel?
+
+    The change that let them sleep did that (bpf: Add sleepable support for raw tracepoint
+    programs, Linux 7.2); a kernel without it refuses to load one that says it may.
+    """
+    program = _trial_program(_load(), 0, program=BPF_PROG_TYPE_RAW_TRACEPOINT, flags=SLEEPABLE)
+    if program >= 0:
+        os.close(program)
+    return program >= 0
+
+
+def _trial_program(
+    library: ctypes.CDLL, kind: int, *, program: int = BPF_PROG_TYPE_KPROBE, flags: int = 0
+) -> int:
     """A program that does nothing, for links of ``kind``; its descriptor or -errno."""
     instructions = (ctypes.c_uint64 * 2)(0xB7, 0x95)  # r0 = 0; exit
-    options = ProgramOptions(sz=ctypes.sizeof(ProgramOptions), expected_attach_type=kind)
+    size = ctypes.sizeof(ProgramOptions)
+    options = ProgramOptions(sz=size, expected_attach_type=kind, prog_flags=flags)
     return int(
-        library.bpf_prog_load(
-            BPF_PROG_TYPE_KPROBE, b"dc_trial", b"GPL", instructions, 2, ctypes.byref(options)
-        )
+        library.bpf_prog_load(program, b"dc_trial", b"GPL", instructions, 2, ctypes.byref(options))
     )
 
 
@@ -183,6 +201,15 @@ def _recursion_misses(fd: int) -> int:
         if name == "recursion_misses":
             return int(value)
     return 0
+
+
+def _return_misses(library: ctypes.CDLL, link: int) -> int:
+    """Calls of a kprobe link that the kernel had no room to follow; 0 before Linux 6.7."""
+    info, size = bytearray(LINK_INFO_BYTES), ctypes.c_uint32(LINK_INFO_BYTES)
+    buffer = (ctypes.c_char * LINK_INFO_BYTES).from_buffer(info)
+    if library.bpf_obj_get_info_by_fd(link, buffer, ctypes.byref(size)):
+        return 0
+    return int(struct.unpack_from("=Q", info, LINK_INFO_MISSED)[0])
 
 
 def link_create(library: ctypes.CDLL, attr: ctypes.Structure) -> int:
@@ -267,6 +294,8 @@ class Object:
         self._handle = ctypes.c_void_p(handle)
         self._links: list[ctypes.c_void_p] = []
         self._fds: list[int] = []
+        self._sessions: list[int] = []  # of these, the kprobe.session links
+        self._misses = 0  # of those that are detached
 
     def _remember(self, level: int, text: bytes, arguments: int) -> int:
         """libbpf's messages: a C format and its va_list; what it says of a failed load counts."""
@@ -443,7 +472,10 @@ class Object:
     ) -> int:
         """One kprobe.multi or kprobe.session link for many; 0 or an errno (nothing attached)."""
         program = int(self._c.bpf_program__fd(self.program(name)))
-        return self._link(kprobe_link(self._c, program, functions, cookies, kind=kind, flags=flags))
+        fd = kprobe_link(self._c, program, functions, cookies, kind=kind, flags=flags)
+        if fd >= 0 and kind == KPROBE_SESSION:
+            self._sessions.append(fd)
+        return self._link(fd)
 
     def attach_point(self, name: str, event: str) -> int:
         """A raw tracepoint; returns 0 or an errno."""
@@ -521,9 +553,11 @@ class Object:
         """How often the kernel did not run a program of this object where it was attached.
 
         It runs a program once at a time on a CPU. Where programs can be preempted (at system
-        calls: Linux 7), other threads' calls on that CPU pass by unseen until it is done.
+        calls: Linux 7.2), other threads' calls on that CPU pass by unseen until it is done. And
+        before 6.14 it follows only so many calls of a kprobe.session link at a time (twice its
+        functions times the CPUs); those of programs that are not traced are among the others.
         """
-        total = 0
+        total = self._misses + sum(_return_misses(self._c, fd) for fd in self._sessions)
         program = self._c.bpf_object__next_program(self._handle, None)
         while program:
             fd = self._c.bpf_program__fd(ctypes.c_void_p(program))
@@ -546,6 +580,9 @@ class Object:
     def detach(self, since: tuple[int, int] = (0, 0)) -> None:
         """Detach what was attached since a mark; what the maps and rings hold stays."""
         links, fds = since
+        ended = [fd for fd in self._sessions if fd in self._fds[fds:]]
+        self._misses += sum(_return_misses(self._c, fd) for fd in ended)
+        self._sessions = [fd for fd in self._sessions if fd not in ended]
         _at_once(os.close, self._fds[fds:])
         del self._fds[fds:]
         _at_once(self._c.bpf_link__destroy, self._links[links:])

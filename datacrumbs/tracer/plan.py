@@ -36,6 +36,8 @@ class Plan:
     mechanisms: list[tuple[str, str, str, int]] = field(default_factory=list)
     #                            layer, kind, mechanism, how many functions
     arguments: dict[int, Sequence[Argument]] = field(default_factory=dict)  # by function
+    entries: dict[int, str] = field(default_factory=dict)
+    """System calls, by number, that are probed at these functions of the kernel."""
 
     def __post_init__(self) -> None:
         for entry, layer in zip(self.config.layers, self.probes.layers, strict=False):

@@ -1,6 +1,7 @@
 """Profile mode: the kernel's sums, taken at each interval, as rows of table ``intervals``.
 
-Two maps by turns: while one is filled, the other is emptied. See bpf/profile.h.
+Two maps and two banks of cells by turns: while one is filled, the other is emptied. See
+bpf/profile.h.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 KEY = np.dtype(layout.ProfileKey)
 SUMS = np.dtype(layout.Profile)
+CELL = np.dtype(layout.Cell)
 BATCH = 8192
 """Entries that are taken from the kernel at once: 2 MB."""
 
@@ -28,10 +30,15 @@ Columns = dict[str, Any]
 
 
 class Profile:
-    """The two maps of one run; the first interval begins at ``since_ns`` (CLOCK_MONOTONIC)."""
+    """The maps and cells of one run; the first interval begins at ``since_ns``
+    (CLOCK_MONOTONIC).
+    """
 
-    def __init__(self, bpf: Object, fds: list[int], *, since_ns: int) -> None:
+    def __init__(self, bpf: Object, fds: list[int], *, cells: int, since_ns: int) -> None:
         self._bpf, self._fds = bpf, fds
+        shared = bpf.shared("cells", layout.Cell * (2 * cells))
+        self._cells = np.frombuffer(shared, CELL).reshape(2, cells)
+        self._banks = bpf.shared(".data.banks", layout.Banks)
         self._start_ns = since_ns
         self._keys, self._sums = np.empty(BATCH, KEY), np.empty(BATCH, SUMS)
 
@@ -42,8 +49,15 @@ class Profile:
         """
         start_ns, self._start_ns = self._start_ns, time.monotonic_ns()
         self._fds.reverse()
+        banks, ended = self._banks, self._banks.used
+        banks.used = 1 - ended
         self._bpf.put("profiles", 0, ctypes.c_uint32(self._fds[0]))
-        parts = list(self._empty(self._fds[1]))
+        parts = list(empty_cells(self._cells[ended]))
+        # no more calls into the kernel than needed: if one is preempted, programs on kprobes do
+        # not run on its CPU until it goes on (kernel/bpf, bpf_disable_instrumentation)
+        if any(banks.spilled):
+            parts += self._empty(self._fds[1])
+        banks.spilled[ended] = 0
         if not parts:
             return 0, {}
         keys, sums = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -58,6 +72,18 @@ class Profile:
             more = position is not None
             if count:
                 yield self._keys[:count].copy(), self._sums[:count].copy()
+
+
+def empty_cells(bank: NDArray[Any]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Keys and sums of the cells in use, if there are any; ``bank`` is empty afterwards."""
+    used = np.flatnonzero(bank["who"])
+    if not len(used):
+        return
+    cells = bank[used]
+    bank[used] = 0
+    keys = np.zeros(len(used), KEY)
+    keys["pid"], keys["func"] = cells["pid"], cells["who"] & 0xFFFF
+    yield keys, cells["sums"]
 
 
 def rows(keys: NDArray[Any], sums: NDArray[Any], start_ns: int, dur_ns: int) -> Columns:

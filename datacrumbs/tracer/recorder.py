@@ -140,7 +140,11 @@ class Recorder:
         self._counters = attached.object.shared(".data.counters", layout.Counters * layout.MAX_CPUS)
         fds = attached.profile_fds
         since_ns = info.clocks[0].mono_ns
-        self._profile = Profile(attached.object, fds, since_ns=since_ns) if fds else None
+        self._profile = (
+            Profile(attached.object, fds, cells=attached.profile_cells, since_ns=since_ns)
+            if fds
+            else None
+        )
         self._interval_s = run.config.profile.interval_s
         self._profiled = 0
         self._disk_lost = 0

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -38,8 +39,8 @@ def build(work: Path) -> tuple[Path, Path]:
     return load, empty
 
 
-def measure(kernel: str) -> dict[str, dict[str, float]]:
-    """One kernel's numbers: ``ns`` per call, ``ms`` to attach and detach."""
+def measure(kernel: str) -> dict[str, dict[str, Any]]:
+    """One kernel's numbers: ``ns`` per call, ``ms`` to attach and detach, ``empty`` programs'."""
     with tempfile.TemporaryDirectory(prefix="datacrumbs-bench-", dir="/var/tmp") as name:
         work = Path(name)
         work.chmod(0o755)
@@ -89,6 +90,9 @@ def main() -> None:
     for kernel in options.kernels or ([] if options.here else OFFERS):
         found = measure(kernel)
         show(f"kernel {kernel}, emulated: read() of one byte, tracing vfs_read", found["ns"], "ns")
+        for kind, numbers in found["empty"].items():
+            said = ", ".join(f"{name} {value:,.1f}" for name, value in numbers.items())
+            print(f"  empty {kind:<22}{said}")
         for name, value in found["ms"].items():
             print(f"  {name:<28}{value:12,.1f}{'' if name == 'functions' else ' ms'}")
 

@@ -1,10 +1,11 @@
 """What profile mode and the filters cost per call, next to trace mode; as root.
 
-    python tests/bench/bench_profile.py [--rounds N] [--json]
+    python tests/bench/bench_profile.py [--rounds N] [--modes] [--json]
 
 Every way runs in every round, so that the machine's moods hit all alike; shown is the least of
 the rounds, for other work only adds. The empty pair is what any tracer adds that sees every
-system call by its entry and exit: it is in all the others' numbers.
+system call by its entry and exit, and with the clock any that takes the time: they are in all
+the others' numbers.
 """
 
 from __future__ import annotations
@@ -73,15 +74,17 @@ def prepare(run: TracedRun) -> Path:
     return load
 
 
-def measure(run: TracedRun, load: Path, rounds: int) -> dict[str, Times]:
-    """The least of ``rounds`` for the untraced run, the empty pair and each of `WAYS`."""
-    found: dict[str, list[Times]] = {name: [] for name in ("untraced", "empty pair", *WAYS)}
+def measure(run: TracedRun, load: Path, rounds: int, ways: list[str]) -> dict[str, Times]:
+    """The least of ``rounds`` for the untraced run, the empty pairs and ``ways`` of `WAYS`."""
+    names = ("untraced", "empty pair", "with the clock", *ways)
+    found: dict[str, list[Times]] = {name: [] for name in names}
     for _ in range(rounds):
         found["untraced"].append(as_user(run, load, wrap=False, cases=CASES))
-        with empty_pair(run.root):
-            found["empty pair"].append(as_user(run, load, wrap=False, cases=CASES))
-        for name, way in WAYS.items():
-            found[name].append(one_way(run, load, way))
+        for name, clock in (("empty pair", False), ("with the clock", True)):
+            with empty_pair(run.root, clock=clock):
+                found[name].append(as_user(run, load, wrap=False, cases=CASES))
+        for name in ways:
+            found[name].append(one_way(run, load, WAYS[name]))
     return {
         name: {case: min(times[case] for times in rounds_of) for case in CASES}
         for name, rounds_of in found.items()
@@ -107,12 +110,15 @@ def main() -> None:
     """Parse options, measure, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--modes", action="store_true", help="only the two modes, per call")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
+    modes = ["traced", "profiled"]
     with bench_user() as user, site_for(user) as run:
         load = prepare(run)
-        table = measure(run, load, options.rounds)
-        speed = {mode: at_full_speed(run, load, WAYS[mode]) for mode in ("traced", "profiled")}
+        table = measure(run, load, options.rounds, modes if options.modes else list(WAYS))
+        loads = [] if options.modes else modes
+        speed = {mode: at_full_speed(run, load, WAYS[mode]) for mode in loads}
     if options.json:
         print(json.dumps({"per_call": table, "full_speed": speed}, indent=2))
         return

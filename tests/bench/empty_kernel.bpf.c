@@ -12,6 +12,9 @@ char LICENSE[] SEC("license") = "GPL";
 		return 0;                                                                          \
 	}
 
+EMPTY("tp_btf/sys_enter", tp_btf_enter)
+EMPTY("tp_btf/sys_exit", tp_btf_leave)
+EMPTY("kprobe/vfs_read", session)
 EMPTY("fentry/vfs_read", fentry_enter)
 EMPTY("fexit/vfs_read", fentry_leave)
 EMPTY("kprobe/vfs_read", kprobe_enter)

@@ -122,8 +122,11 @@ def libc_layer(functions: int) -> UserLayer:
 
 
 @contextlib.contextmanager
-def empty_pair(work: Path) -> Iterator[None]:
-    """An empty program attached to the entry and one to the exit of every system call."""
+def empty_pair(work: Path, *, clock: bool = False) -> Iterator[None]:
+    """An empty program attached to the entry and one to the exit of every system call.
+
+    With ``clock`` each reads the clock, and does nothing with it.
+    """
     target = work / "empty.bpf.o"
     include = f"/usr/include/{platform.machine()}-linux-gnu"
     flags = ["-target", "bpf", "-O2", "-g", "-idirafter", include]
@@ -137,7 +140,7 @@ def empty_pair(work: Path) -> Iterator[None]:
         sys.exit("the empty pair does not load")
     links = []
     try:
-        for name in (b"enter", b"leave"):
+        for name in (b"clock_enter", b"clock_leave") if clock else (b"enter", b"leave"):
             program = ctypes.c_void_p(libbpf.bpf_object__find_program_by_name(handle, name))
             links.append(ctypes.c_void_p(libbpf.bpf_program__attach(program)))
         yield

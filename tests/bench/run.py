@@ -123,6 +123,7 @@ def measure(run: TracedRun, options: argparse.Namespace) -> dict[str, Any]:
         "writer": lambda: script("bench_writer.py", "--events", str(WRITER_EVENTS)),
         "hooks": lambda: script("bench_hooks.py"),
         "flux_hooks": lambda: script("bench_flux_hooks.py"),
+        "profile": lambda: script("bench_profile.py", "--modes", "--rounds", "3")["per_call"],
         "report": lambda: script("bench_report.py", "--events", str(options.report_events))[0],
     }
     for name, part in parts.items():
@@ -131,12 +132,18 @@ def measure(run: TracedRun, options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def of_traced(times: dict[str, Numbers], way: str) -> float:
+    """What ``way`` adds to a 1-byte read, in per cent of what trace mode adds."""
+    added = {name: row["read_1"] - times["untraced"]["read_1"] for name, row in times.items()}
+    return added[way] / added["traced"] * 100
+
+
 def rows(result: dict[str, Any]) -> list[Row]:
     """What is to be reached and what was measured."""
     calls, speed, memory = result["per_call"], result["full_speed"], result["memory"]
     writer, report, hooks = result["writer"], result["report"], result["hooks"]
     bare = f"beside {hooks['true_ms']:.1f} of /bin/true"
-    flux = result["flux_hooks"]
+    flux, modes = result["flux_hooks"], result["profile"]
     asked = flux["prolog_ms"] - flux["question_ms"]
     untraced = max(per_call.added_per_pair(calls, f"  {n}") for n in ("not joined", "other user"))
     slower = (calls["datacrumbs"]["1_MiB"] / calls["untraced"]["1_MiB"] - 1) * 100
@@ -154,6 +161,24 @@ def rows(result: dict[str, Any]) -> list[Row]:
         ),
         Row("added to one that is not traced (worst of two)", 1.6, untraced, "empty pairs"),
         Row("1 MiB pread+pwrite in the page cache, slower by", 1, slower, "%"),
+        Row(
+            "profile mode, of what trace mode adds to that read",
+            60,
+            of_traced(modes, "profiled"),
+            "%",
+        ),
+        Row(
+            "  of it the empty pair and the clock, twice",
+            60,
+            of_traced(modes, "with the clock"),
+            "%",
+        ),
+        Row(
+            "64 KiB pread+pwrite, profile mode, slower by",
+            0.3,
+            (modes["profiled"]["64_KiB"] / modes["untraced"]["64_KiB"] - 1) * 100,
+            "%",
+        ),
         Row(both, 1.5, speed["events_per_s"] / 1e6, "M events/s", least=True),
         Row(f"{both}: lost", 0, speed["lost"], "events"),
         Row(

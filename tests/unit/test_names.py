@@ -136,6 +136,8 @@ def test_python_and_c_agree_on_every_size_and_offset(tmp_path: Path) -> None:
         'printf("%zu %zu %zu %zu\\n", offsetof(struct dc_string, text),'
         " offsetof(struct dc_string, pid), offsetof(struct dc_config, uid),"
         " offsetof(struct dc_event, func));\n"
+        'printf("%zu %zu %zu\\n", sizeof(struct dc_cell), offsetof(struct dc_cell, sums),'
+        " sizeof(struct dc_banks));\n"
         'printf("%zu %zu %zu %d %d", sizeof(struct dc_arguments), sizeof(struct dc_place),'
         " offsetof(struct dc_operand, value), DC_BYTES, DC_ARGUMENTS_RECORD);}\n"
     )
@@ -154,6 +156,9 @@ def test_python_and_c_agree_on_every_size_and_offset(tmp_path: Path) -> None:
         struct.calcsize("=IIqQQQIIII"),
         layout.Config.uid.offset,
         EVENT_DTYPE.fields["func"][1] if EVENT_DTYPE.fields else None,
+        ctypes.sizeof(layout.Cell),
+        layout.Cell.sums.offset,
+        ctypes.sizeof(layout.Banks),
         ctypes.sizeof(layout.Arguments),
         ctypes.sizeof(layout.Place),
         layout.Operand.value.offset,

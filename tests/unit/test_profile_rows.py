@@ -19,7 +19,7 @@ from datacrumbs.trace.schema import INTERVALS
 from datacrumbs.trace.writer import INTERVAL_SEGMENT_ROWS, TraceWriter
 from datacrumbs.tracer import layout
 from datacrumbs.tracer.plan import fill_rule
-from datacrumbs.tracer.profile import KEY, SUMS, rows
+from datacrumbs.tracer.profile import CELL, KEY, SUMS, empty_cells, rows
 
 CALL = st.tuples(
     st.integers(1, 3),  # pid
@@ -67,6 +67,23 @@ def test_the_structures_have_no_holes() -> None:
     """numpy reads what the kernel wrote: sizes as in bpf/datacrumbs.h."""
     assert KEY.itemsize == ctypes.sizeof(layout.ProfileKey) == 8
     assert SUMS.itemsize == ctypes.sizeof(layout.Profile) == 4 * 8 + 4 * layout.POWERS
+    assert CELL.itemsize == ctypes.sizeof(layout.Cell) == 4 * 64
+
+
+@given(st.lists(CALL, max_size=60))
+def test_cells_are_emptied_into_the_same_rows(calls: list[tuple[int, int, int, int]]) -> None:
+    """What threads added to cells is what they would have added to the map."""
+    keys, sums = sums_of([(pid, func, 0, power) for pid, func, _, power in calls])
+    bank = np.zeros(64, CELL)
+    used = np.arange(len(keys)) * 7 + 1
+    bank["who"][used] = (keys["pid"].astype(np.uint64) + 1000) << 16 | keys["func"]
+    bank["pid"][used], bank["sums"][used] = keys["pid"], sums
+    parts = list(empty_cells(bank))
+    assert not bank["who"].any() and not bank["sums"]["calls"].any()
+    assert len(parts) == bool(calls)
+    for found_keys, found_sums in parts:
+        assert found_keys.tolist() == keys.tolist()
+        assert (found_sums == sums).all()
 
 
 def many(count: int, *, first: int = 0) -> tuple[Any, Any]:

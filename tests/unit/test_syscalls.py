@@ -11,7 +11,7 @@ import pytest
 
 from datacrumbs.errors import BadInputError, UserError
 from datacrumbs.probes import headers, syscalls
-from datacrumbs.probes.syscalls import ROLES, SyscallSet, available, select
+from datacrumbs.probes.syscalls import ROLES, SyscallSet, available, entry_points, select
 from datacrumbs.trace.schema import Op
 
 MACHINE = platform.machine()
@@ -149,3 +149,18 @@ def test_headers_that_do_not_help_are_named(tmp_path: Path) -> None:
     empty.write_text("int main(void);\n")
     with pytest.raises(BadInputError, match=r"empty\.h: names no system calls"):
         headers.header_syscalls(empty)
+
+
+def test_entry_points_are_those_that_numbers_lead_to() -> None:
+    """The second of two names, the newer of two functions; nothing of the 32-bit table."""
+    functions = [
+        *("__x64_sys_newstat", "__x64_sys_stat", "__do_sys_sync", "__x64_sys_read"),
+        *("__do_sys_read", "__ia32_sys_write", "vfs_read", "__x64_sys_sendfile64"),
+    ]
+    for order in (functions, functions[::-1]):
+        assert entry_points(order, "x86_64") == {
+            "stat": "__x64_sys_newstat",
+            "sync": "__do_sys_sync",
+            "read": "__x64_sys_read",
+            "sendfile": "__x64_sys_sendfile64",
+        }

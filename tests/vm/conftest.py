@@ -31,6 +31,8 @@ SESSION, MULTI, KPROBE, NONE = "kprobe.session", "kprobe.multi", "kprobe", "trac
 OFFERS = {"6.1": (KPROBE, NONE), "6.12": (SESSION, MULTI, KPROBE), "7": (SESSION, MULTI, KPROBE)}
 """What each kernel has: the first by the daemon's own choice, the others as if there were
 nothing cheaper. `NONE`: as if it had no probes on functions."""
+SYSTEM_CALLS = {"6.1": "tp_btf", "6.12": "tp_btf", "7": SESSION}
+"""What system calls are seen by: 7.2 can preempt programs on their tracepoints."""
 
 FUNCTIONS = (
     *("ksys_write", "ext4_file_write_iter", "ext4_buffered_write_iter"),
@@ -45,6 +47,10 @@ WITH_ARGUMENTS = (
     [model.Argument(name="count", index=2, type=model.ArgumentType.UINT)],
 )
 POINTS = ("block:block_rq", "ext4:ext4_sync_file")
+PROFILED = "vfs_read"
+BUSY_THREADS, BUSY_CALLS = 6, 20011
+"""More threads than a guest has CPUs, and the reads of each."""
+
 MISSING = {"no_such_function", "type_show", "exc_int3"}
 """Absent, ambiguous, and one in which no probe may be."""
 
@@ -101,13 +107,16 @@ def _runs(kernel: str, shared: Path) -> Booted:
     """Boot ``kernel`` with new sites in ``shared``, do the work; raises `DiedError`."""
     shared.chmod(0o755)
     runs = {name: _site(shared / name) for name in OFFERS[kernel]}
-    subprocess.run(["cc", "-O1", "-o", shared / "work", HERE / "work.c"], check=True)
     ring = HERE.parent / "kernel" / "io_uring.c"
     subprocess.run(["cc", "-O1", "-o", shared / "io_uring", ring, "-luring"], check=True)
+    for name in ("work", "busy"):
+        command = ["cc", "-O1", "-pthread", "-o", str(shared / name), str(HERE / f"{name}.c")]
+        subprocess.run(command, check=True)
     sites = [run.root for run in runs.values()]
     explained_run = explained.prepare(shared) if kernel == EXPLAINED else None
     sites += [explained_run.root] if explained_run else []
-    command = [str(HERE / "guest.sh"), sys.executable, str(LIBRARY), *map(str, sites)]
+    busy = f"{BUSY_THREADS} {BUSY_CALLS}"
+    command = [str(HERE / "guest.sh"), sys.executable, str(LIBRARY), busy, *map(str, sites)]
     run_in(get_kernel(kernel), command, shared=shared, timeout_s=TIMEOUT_S)
     return Booted(kernel, runs, explained_run)
 
@@ -121,5 +130,10 @@ def _site(root: Path) -> TracedRun:
     run.sign(
         model.SyscallLayer(name="syscall", functions=traced_names()),
         model.KernelLayer(name="kernel", functions=functions),
+        model.KernelLayer(
+            name="sums",
+            functions=[model.KernelFunction(name=PROFILED)],
+            mode=model.Mode.PROFILE,
+        ),
     )
     return run

@@ -1,10 +1,10 @@
 #!/bin/sh
-# In a guest, as root: guest.sh PYTHON LIBRARY SITE...
+# In a guest, as root: guest.sh PYTHON LIBRARY "THREADS CALLS" SITE...
 # For each site, whose name is a mechanism, a daemon and the known work on ext4 and xfs; for the
 # site "explain", the work that explained.py has the probes for.
 set -eu
-python=$1 library=$2
-shift 2
+python=$1 library=$2 busy=$3
+shift 3
 here=$(dirname "$0")
 for module in loop xfs ext4; do modprobe $module 2>/dev/null || true; done
 for fs in ext4 xfs; do
@@ -43,6 +43,7 @@ known_work() {
 	joined ./work "/mnt/ext4/$1-later"
 	joined env -C /mnt/ext4 "$PWD/io_uring" >/dev/null
 	sync # by root: a kernel thread writes what the run left dirty
+	joined ./busy $busy
 }
 
 # The first touch of a guest's page takes the host a page, and the guest time: have free ones that

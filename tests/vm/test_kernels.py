@@ -8,7 +8,18 @@ from itertools import pairwise
 import pytest
 from kernel.test_io_uring import OPERATIONS, operations_on
 from kernel.tracing import Trace
-from vm.conftest import FUNCTIONS, MISSING, NONE, OFFERS, POINTS, Booted
+from vm.conftest import (
+    BUSY_CALLS,
+    BUSY_THREADS,
+    FUNCTIONS,
+    MISSING,
+    NONE,
+    OFFERS,
+    POINTS,
+    PROFILED,
+    SYSTEM_CALLS,
+    Booted,
+)
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(700)]
 
@@ -34,11 +45,34 @@ def traces(booted: Booted) -> Iterator[tuple[str, Trace]]:
 
 def test_the_first_mechanism_is_the_one_the_kernel_offers(booted: Booted) -> None:
     for mechanism, run in booted.runs.items():
-        found = {(m["kind"], m["mechanism"]): m["functions"] for m in run.info()["mechanisms"]}
-        assert found["syscalls", "tp_btf"] > 100
+        rows = run.info()["mechanisms"]
+        found = {(m["layer"], m["mechanism"]): m["functions"] for m in rows}
+        calls = {name: n for (layer, name), n in found.items() if layer == "syscall"}
+        assert list(calls) == [SYSTEM_CALLS[booted.kernel]]
+        assert sum(calls.values()) > 100
         if mechanism != NONE:
-            assert found["kprobe", mechanism] == len(FUNCTIONS) + 1
-            assert found["kprobe", NONE] == len(POINTS)
+            assert found["kernel", mechanism] == len(FUNCTIONS) + 1
+            assert found["kernel", NONE] == len(POINTS)
+            assert found["sums", mechanism] == 1
+
+
+def test_more_busy_threads_than_cpus_lose_no_call(booted: Booted) -> None:
+    """Exact counts of what the system calls' programs saw, and of sums over the same calls."""
+    for mechanism, run in booted.runs.items():
+        trace = run.trace()
+        ((calls, threads),) = trace.sql(
+            "SELECT count(*), count(DISTINCT tid) FROM calls "
+            "WHERE name = 'pread64' AND path = '/dev/zero' AND ret = 1"
+        )
+        assert (calls, threads) == (BUSY_THREADS * BUSY_CALLS, BUSY_THREADS), mechanism
+        if mechanism != NONE:
+            ((reads,),) = trace.sql("SELECT count(*) FROM calls WHERE name IN ('read', 'pread64')")
+            ((summed,),) = trace.sql(
+                "SELECT sum(count)::BIGINT FROM intervals JOIN functions USING (func) "
+                "WHERE name = ?",
+                PROFILED,
+            )
+            assert summed == reads, mechanism
 
 
 def test_every_call_is_there_once(booted: Booted) -> None:
