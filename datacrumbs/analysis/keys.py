@@ -35,50 +35,81 @@ def grow(array: NDArray[Any], rows: int) -> NDArray[Any]:
 
 
 class KeyIndex:
-    """Numbers keys 0, 1, 2, ... as they come. Memory: 16 bytes for each different key."""
+    """Numbers keys 0, 1, 2, ... as they come. Memory: 16 bytes for each different key.
+
+    New keys wait in a small table, which joins the large one when it has an eighth of its size:
+    so each key is moved few times, however many there are.
+    """
 
     def __init__(self, dtype: Any = np.uint64) -> None:
-        self._sorted = np.empty(0, dtype)
-        self._number = np.empty(0, np.intp)
+        self._old, self._young = _Sorted(dtype), _Sorted(dtype)
 
     def __len__(self) -> int:
-        return len(self._sorted)
+        return len(self._old.keys) + len(self._young.keys)
 
-    def numbers(self, keys: NDArray[Any]) -> Index:
-        """The number of each key; keys not seen before get new ones."""
+    def numbers(self, keys: NDArray[Any], *, limit: int | None = None) -> Index:
+        """The number of each key; keys not seen before get new ones, while there are fewer than
+        ``limit``, else -1.
+        """
         values, which = distinct(keys)
-        return self._look_up(values)[which]
+        return self._look_up(values, limit)[which]
 
     def seen(self) -> NDArray[Any]:
         """All keys, by number."""
-        ordered = np.empty_like(self._sorted)
-        ordered[self._number] = self._sorted
+        ordered = np.empty(len(self), self._old.keys.dtype)
+        for part in (self._old, self._young):
+            ordered[part.numbers] = part.keys
         return ordered
 
-    def _look_up(self, values: NDArray[Any]) -> Index:
+    def _look_up(self, values: NDArray[Any], limit: int | None) -> Index:
         """The numbers of ``values``, which are all different."""
         if len(values) > _MANY:  # in order, so that the search stays in the cache
             order = np.argsort(values)
             found = np.empty(len(values), np.intp)
-            found[order] = self._find(values[order])
+            found[order] = self._find(values[order], limit)
             return found
-        return self._find(values)
+        return self._find(values, limit)
 
-    def _find(self, values: NDArray[Any]) -> Index:
-        at = np.searchsorted(self._sorted, values)
-        known = np.zeros(len(values), bool)
-        inside = at < len(self._sorted)
-        known[inside] = self._sorted[at[inside]] == values[inside]
-        if not known.all():
-            self._add(np.sort(values[~known]))
-            at = np.searchsorted(self._sorted, values)
-        return self._number[at]
+    def _find(self, values: NDArray[Any], limit: int | None) -> Index:
+        found = self._old.find(values)
+        missing = np.flatnonzero(found < 0)
+        if len(missing):
+            found[missing] = self._young.find(values[missing])
+            missing = missing[found[missing] < 0]
+        if len(missing):
+            room = len(missing) if limit is None else max(0, limit - len(self))
+            self._add(np.sort(values[missing])[:room])
+            found[missing] = self._young.find(values[missing])
+            if len(self._young.keys) > max(_MANY, len(self._old.keys) // 8):
+                self._old.add(self._young.keys, self._young.numbers)
+                self._young = _Sorted(self._old.keys.dtype)
+        return found
 
     def _add(self, values: NDArray[Any]) -> None:
         numbers = np.arange(len(self), len(self) + len(values), dtype=np.intp)
-        at = np.searchsorted(self._sorted, values)
-        self._sorted = np.insert(self._sorted, at, values)
-        self._number = np.insert(self._number, at, numbers)
+        self._young.add(values, numbers)
+
+
+class _Sorted:
+    """Sorted keys and their numbers."""
+
+    def __init__(self, dtype: Any) -> None:
+        self.keys = np.empty(0, dtype)
+        self.numbers = np.empty(0, np.intp)
+
+    def find(self, values: NDArray[Any]) -> Index:
+        """The number of each value; -1 of those that are not here."""
+        if not len(self.keys):
+            return np.full(len(values), -1, np.intp)
+        at = np.searchsorted(self.keys, values)
+        np.minimum(at, len(self.keys) - 1, out=at)
+        return np.where(self.keys[at] == values, self.numbers[at], -1)
+
+    def add(self, values: NDArray[Any], numbers: Index) -> None:
+        """Add ``values``, sorted, of which none is here."""
+        at = np.searchsorted(self.keys, values)
+        self.keys = np.insert(self.keys, at, values)
+        self.numbers = np.insert(self.numbers, at, numbers)
 
 
 class KeySums:
@@ -104,16 +135,24 @@ class KeySums:
         return self._keys.seen(), columns
 
 
-def table(sums: KeySums, *widths: int) -> dict[Any, Any]:
-    """Rows of ``sums`` as tuples by key, which is cut into parts.
+def columns_of(sums: KeySums, *widths: int) -> tuple[Numbers, ...]:
+    """``sums`` by key, rising: the parts of the keys, then each column.
 
     The last parts have ``widths`` bits, the first has what is left.
     """
     keys, columns = sums.result()
-    parts = []
+    order = np.argsort(keys)
+    keys, parts = keys[order], []
     for width in reversed(widths):
-        parts.append((keys & ((1 << width) - 1)).tolist())
+        parts.append(keys & ((1 << width) - 1))
         keys = keys >> width
-    parts.append(keys.tolist())
-    rows = zip(*(values.tolist() for values in columns.values()), strict=True)
-    return dict(zip(zip(*reversed(parts), strict=True), rows, strict=True))
+    return (keys, *reversed(parts), *(values[order] for values in columns.values()))
+
+
+def table(sums: KeySums, *widths: int) -> dict[Any, Any]:
+    """Rows of ``sums`` as tuples by key, which is cut into parts as in `columns_of`."""
+    columns = [values.tolist() for values in columns_of(sums, *widths)]
+    parts = len(widths) + 1
+    return dict(
+        zip(zip(*columns[:parts], strict=True), zip(*columns[parts:], strict=True), strict=True)
+    )

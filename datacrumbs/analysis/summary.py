@@ -422,7 +422,7 @@ def _notes(
 ) -> list[str]:
     """What the reader should know before the numbers, in whole sentences."""
     if any(part.events or part.profiled for part in parts):
-        return [*_disagreements(parts), *_of_profiles(functions)]
+        return [*_disagreements(parts), *_of_profiles(functions), *_forgotten(parts)]
     if not functions.attached():
         if any(part.trace.state is State.RUNNING for part in parts):
             return []  # a daemon that is ready has attached some: their names are on the way
@@ -455,6 +455,15 @@ def _disagreements(parts: list[_HostPart]) -> list[str]:
                         f"{found} are here: files of the trace are missing."
                     )
     return notes
+
+
+def _forgotten(parts: list[_HostPart]) -> list[str]:
+    """Where there were too many streams of accesses to follow each."""
+    count = sum(access.forgotten for part in parts for access in part.accesses)
+    return [
+        f"{count} times a process left a file alone for so long, among so many others, that its "
+        "next access there counts as its first: it is neither in order nor out of order."
+    ] * bool(count)
 
 
 def _of_profiles(functions: _Functions) -> list[str]:

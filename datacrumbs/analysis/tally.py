@@ -28,6 +28,10 @@ COLUMNS = ("ts", "dur", "file", "offset", "ret", "pid", "tid", "func", "flags")
 SIZE_CLASSES = 63
 """Access sizes by power of two: class k holds 2**k up to 2**(k+1) - 1 bytes."""
 
+MAX_STREAMS = 1 << 22
+"""Of so many pairs of process and file it is known where the last access ended: of those used
+last, when there are more. Half are forgotten at a time."""
+
 _LONGEST_NS = 1 << 60  # 36 years: keeps sums of a damaged trace within int64
 
 
@@ -331,9 +335,11 @@ class AccessTally:
     def __init__(self) -> None:
         self.counts = np.zeros(SIZE_CLASSES, np.int64)
         self.bytes = np.zeros(SIZE_CLASSES, np.int64)
-        self.placed = self.sequential = self.consecutive = 0
+        self.placed = self.sequential = self.consecutive = self.forgotten = 0
         self._streams = KeyIndex(np.int64)
         self._next = np.zeros(0, np.int64)
+        self._used = np.zeros(0, np.int64)  # at which of the calls of `add_places`
+        self._turn = 0
 
     def add(self, moved: Numbers) -> None:
         """The bytes that each call of this direction moved; those that moved none are no access."""
@@ -350,9 +356,14 @@ class AccessTally:
         """
         if not len(file):
             return
+        if len(self._streams) > MAX_STREAMS:
+            self._forget()
         stream = self._streams.numbers(file << 32 | process)
         # `_next` holds the end plus one, so that 0 says: no access yet
         self._next = grow(self._next, len(self._streams))
+        self._used = grow(self._used, len(self._streams))
+        self._turn += 1
+        self._used[stream] = self._turn
         order, first = _runs(stream)
         stream, offset, after = stream[order], offset[order], (offset + moved)[order] + 1
         before = np.empty_like(after)
@@ -362,6 +373,17 @@ class AccessTally:
         self.placed += int(np.count_nonzero(before))
         self.sequential += int(np.count_nonzero((before > 0) & (offset + 1 >= before)))
         self.consecutive += int(np.count_nonzero(offset + 1 == before))
+
+    def _forget(self) -> None:
+        """Of the streams, those that were used least lately."""
+        count = len(self._streams)
+        stays = np.argsort(self._used[:count], kind="stable")[count - MAX_STREAMS // 2 :]
+        self.forgotten += count - len(stays)
+        keys, before, used = self._streams.seen()[stays], self._next[stays], self._used[stays]
+        self._streams = KeyIndex(np.int64)
+        number = self._streams.numbers(keys)
+        self._next, self._used = np.zeros((2, len(keys)), np.int64)
+        self._next[number], self._used[number] = before, used
 
 
 def _runs(series: Index) -> tuple[Index, Index]:
