@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_MANY = 4096
+_FEW = 1024
+_EMPTY = -1
+_AT_ONCE = 1 << 18
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, of no pattern: 2**64 by the golden ratio
 
 Index = NDArray[np.intp]
 Numbers = NDArray[np.int64]
@@ -25,6 +28,21 @@ def distinct(keys: NDArray[Any]) -> tuple[NDArray[Any], Index]:
     return encoded.dictionary.to_numpy(), encoded.indices.to_numpy().astype(np.intp)
 
 
+def in_order_of(series: Index) -> Index:
+    """Rows by ``series`` (small numbers, none below 0), in the order they came.
+
+    A stable ``argsort`` that sorts each number together with its row: 3 to 10 times as fast.
+    """
+    bits = len(series).bit_length()
+    if int(series.max(initial=0)) >= 1 << 63 - bits:
+        return np.argsort(series, kind="stable")
+    packed = series.astype(np.int64) << bits
+    packed |= np.arange(len(series))
+    packed.sort()
+    packed &= (1 << bits) - 1
+    return packed
+
+
 def grow(array: NDArray[Any], rows: int) -> NDArray[Any]:
     """``array``, or a copy with zeros appended, so that it has at least ``rows`` rows."""
     if rows <= len(array):
@@ -35,81 +53,73 @@ def grow(array: NDArray[Any], rows: int) -> NDArray[Any]:
 
 
 class KeyIndex:
-    """Numbers keys 0, 1, 2, ... as they come. Memory: 16 bytes for each different key.
+    """Numbers keys 0, 1, 2, ... as they come. Memory: 16 to 24 bytes for each different key.
 
-    New keys wait in a small table, which joins the large one when it has an eighth of its size:
-    so each key is moved few times, however many there are.
+    A hash table with linear probing, at most half full, in which a whole batch of keys takes
+    each step together. (A search in sorted keys waits for memory at each of its steps.)
     """
 
     def __init__(self, dtype: Any = np.uint64) -> None:
-        self._old, self._young = _Sorted(dtype), _Sorted(dtype)
+        self._keys = np.empty(_FEW, dtype)  # by number, with room for more
+        self._count = 0
+        self._slots = np.full(2 * _FEW, _EMPTY, np.int32)  # numbers of keys
 
     def __len__(self) -> int:
-        return len(self._old.keys) + len(self._young.keys)
+        return self._count
 
     def numbers(self, keys: NDArray[Any], *, limit: int | None = None) -> Index:
         """The number of each key; keys not seen before get new ones, while there are fewer than
         ``limit``, else -1.
         """
-        values, which = distinct(keys)
-        return self._look_up(values, limit)[which]
+        found = self._find(keys)
+        missing = np.flatnonzero(found == _EMPTY)
+        room = len(missing) if limit is None else max(0, limit - len(self))
+        if len(missing) and room:
+            self._add(np.unique(keys[missing])[:room])
+            found[missing] = self._find(keys[missing])
+        return found
 
     def seen(self) -> NDArray[Any]:
         """All keys, by number."""
-        ordered = np.empty(len(self), self._old.keys.dtype)
-        for part in (self._old, self._young):
-            ordered[part.numbers] = part.keys
-        return ordered
+        return self._keys[: self._count].copy()
 
-    def _look_up(self, values: NDArray[Any], limit: int | None) -> Index:
-        """The numbers of ``values``, which are all different."""
-        if len(values) > _MANY:  # in order, so that the search stays in the cache
-            order = np.argsort(values)
-            found = np.empty(len(values), np.intp)
-            found[order] = self._find(values[order], limit)
-            return found
-        return self._find(values, limit)
+    def _home(self, keys: NDArray[Any]) -> Index:
+        """The slot that each key is in, or behind: the top bits of a product."""
+        mixed = keys.view(np.uint64)
+        mixed = (mixed ^ (mixed >> np.uint64(32))) * _FACTOR
+        return (mixed >> np.uint64(65 - len(self._slots).bit_length())).astype(np.intp)
 
-    def _find(self, values: NDArray[Any], limit: int | None) -> Index:
-        found = self._old.find(values)
-        missing = np.flatnonzero(found < 0)
-        if len(missing):
-            found[missing] = self._young.find(values[missing])
-            missing = missing[found[missing] < 0]
-        if len(missing):
-            room = len(missing) if limit is None else max(0, limit - len(self))
-            self._add(np.sort(values[missing])[:room])
-            found[missing] = self._young.find(values[missing])
-            if len(self._young.keys) > max(_MANY, len(self._old.keys) // 8):
-                self._old.add(self._young.keys, self._young.numbers)
-                self._young = _Sorted(self._old.keys.dtype)
+    def _find(self, keys: NDArray[Any]) -> Index:
+        at = self._home(keys)
+        found = self._slots[at].astype(np.intp)
+        left = np.flatnonzero((found != _EMPTY) & (self._keys[found] != keys))
+        at = at[left]
+        while len(left):
+            at = (at + 1) & len(self._slots) - 1
+            found[left] = number = self._slots[at]
+            on = (number != _EMPTY) & (self._keys[number] != keys[left])
+            left, at = left[on], at[on]
         return found
 
     def _add(self, values: NDArray[Any]) -> None:
-        numbers = np.arange(len(self), len(self) + len(values), dtype=np.intp)
-        self._young.add(values, numbers)
+        """Add ``values``, all different, of which none is here."""
+        before, self._count = self._count, self._count + len(values)
+        if self._count > len(self._keys):
+            self._keys = grow(self._keys, max(self._count, 2 * len(self._keys)))
+        self._keys[before : self._count] = values
+        if 2 * self._count > len(self._slots):
+            self._slots = np.full(1 << (2 * self._count).bit_length(), _EMPTY, np.int32)
+            before = 0
+        for first in range(before, self._count, _AT_ONCE):
+            self._place(np.arange(first, min(first + _AT_ONCE, self._count), dtype=np.int32))
 
-
-class _Sorted:
-    """Sorted keys and their numbers."""
-
-    def __init__(self, dtype: Any) -> None:
-        self.keys = np.empty(0, dtype)
-        self.numbers = np.empty(0, np.intp)
-
-    def find(self, values: NDArray[Any]) -> Index:
-        """The number of each value; -1 of those that are not here."""
-        if not len(self.keys):
-            return np.full(len(values), -1, np.intp)
-        at = np.searchsorted(self.keys, values)
-        np.minimum(at, len(self.keys) - 1, out=at)
-        return np.where(self.keys[at] == values, self.numbers[at], -1)
-
-    def add(self, values: NDArray[Any], numbers: Index) -> None:
-        """Add ``values``, sorted, of which none is here."""
-        at = np.searchsorted(self.keys, values)
-        self.keys = np.insert(self.keys, at, values)
-        self.numbers = np.insert(self.numbers, at, numbers)
+    def _place(self, numbers: NDArray[np.int32]) -> None:
+        at = self._home(self._keys[numbers])
+        while len(numbers):
+            free = self._slots[at] == _EMPTY
+            self._slots[at[free]] = numbers[free]
+            lost = self._slots[at] != numbers  # taken, or given to another one just now
+            numbers, at = numbers[lost], (at[lost] + 1) & len(self._slots) - 1
 
 
 class KeySums:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from datacrumbs.analysis.ahead import ahead
 from datacrumbs.analysis.files import (
     NEVER_OPENED,
     by_fstype,
@@ -73,8 +74,8 @@ def summarise_with_durations(
 def _read(host: HostTrace, ranks: Ranks) -> tuple[_HostPart, pa.Table]:
     """All events of one host, added up; and its files."""
     tally = HostTally.of(*(host.table(t) for t in ("functions", "processes", "peers")))
-    for rows in in_order(host, COLUMNS):
-        tally.add(rows)
+    for calls in ahead(map(tally.add_calls, ahead(in_order(host, COLUMNS)))):
+        tally.add_files(calls)
     for batch in host.batches(INTERVALS):
         tally.add_intervals(batch)
     return _HostPart(host, tally, ranks), named_files(tally.by_file, host.table("files"))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from datacrumbs.analysis.functions import MAX_FUNCTIONS, Flags, Functions
 from datacrumbs.analysis.intervals import Union, Unions
-from datacrumbs.analysis.keys import Index, KeyIndex, Numbers, grow
+from datacrumbs.analysis.keys import Index, KeyIndex, Numbers, grow, in_order_of
 from datacrumbs.analysis.order import Columns
 from datacrumbs.analysis.processes import ProcessIndex
 from datacrumbs.analysis.profile import Profiled, ProfiledTime, profiled_of
@@ -388,8 +388,7 @@ class AccessTally:
 
 def _runs(series: Index) -> tuple[Index, Index]:
     """Rows by series in the order they came, and where each series begins."""
-    small = series.astype(np.uint16) if int(series.max()) < 1 << 16 else series
-    order = np.argsort(small, kind="stable")
+    order = in_order_of(series)
     ordered = series[order]
     return order, np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
 
@@ -426,8 +425,11 @@ class HostTally:
             writes=AccessTally(),
         )
 
-    def add(self, rows: Columns) -> None:
-        """One batch of events with `COLUMNS`; batches come by start (`in_order`)."""
+    def add_calls(self, rows: Columns) -> Calls:
+        """One batch of events with `COLUMNS`; batches come by start (`in_order`).
+
+        What it returns goes to `add_files`, which may do so meanwhile for the batch before.
+        """
         calls = calls_of(rows, self.functions, self.processes)
         self.first_ns = self.first_ns if self.events else int(calls.start[0])
         self.last_ns = max(self.last_ns, int(calls.end.max()))
@@ -435,6 +437,10 @@ class HostTally:
         self.by_function.add(calls)
         self.by_process.add(calls)
         self.time.add(calls)
+        return calls
+
+    def add_files(self, calls: Calls) -> None:
+        """What `add_calls` gave, in the same order."""
         means, func = self.functions, calls.func
         counts = means.counts[func]
         self.reads.add(calls.moved[counts & means.reads[func]])

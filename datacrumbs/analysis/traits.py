@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datacrumbs.analysis.functions import Functions
-from datacrumbs.analysis.keys import Index, KeyIndex, Numbers, distinct, grow
+from datacrumbs.analysis.keys import Index, KeyIndex, Numbers, distinct, grow, in_order_of
 from datacrumbs.analysis.nesting import Nested
 from datacrumbs.analysis.places import Cells, Places
 
@@ -206,7 +206,7 @@ def in_flight(
         times = np.sort(ends)
         began, ends = np.searchsorted(times, began), np.searchsorted(times, ends)
     span = max(int(began.max()), int(ends.max())) + 1
-    order = _by_series(series)
+    order = in_order_of(series)
     grouped = series[order]
     ended: Numbers = np.searchsorted(np.sort(lines * span + ends), grouped * span + began[order])
     counts = np.zeros(len(series), np.int64)
@@ -215,12 +215,6 @@ def in_flight(
         counts[order] += np.searchsorted(np.sort(older), grouped, side="right")
     counts += end == start
     return np.maximum(counts, 0)
-
-
-def _by_series(series: Index) -> Index:
-    small = series.astype(np.uint16) if int(series.max()) < 1 << 16 else series
-    order: Index = np.argsort(small, kind="stable")
-    return order
 
 
 def _log2(values: Numbers) -> Numbers:

@@ -39,9 +39,9 @@ batches_of_keys = st.lists(st.lists(st.integers(0, 30), max_size=12), max_size=1
 def test_keys_have_one_number_each_and_no_more_than_the_limit(
     batches: list[list[int]], limit: int | None
 ) -> None:
-    index = KeyIndex(np.int64)
     known: dict[int, int] = {}
-    with mock.patch.object(keys, "_MANY", 2):  # the small table joins the large one all the time
+    with mock.patch.object(keys, "_FEW", 1), mock.patch.object(keys, "_AT_ONCE", 2):
+        index = KeyIndex(np.int64)
         for batch in batches:
             numbers = index.numbers(np.array(batch, np.int64), limit=limit).tolist()
             for key, number in zip(batch, numbers, strict=True):
