@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from measured import measure_ours
 
 from datacrumbs.config import SystemConfig
 from datacrumbs.trace.clocks import take_pair
@@ -160,20 +163,6 @@ def _run_info(events: int, size_bytes: int) -> RunInfo:
     )
 
 
-def measure(trace: Path) -> tuple[float, int]:
-    """Seconds and peak resident bytes of the command, as text."""
-    program = "from datacrumbs.cli.report import main; main()"
-    begin = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(trace)], stdout=subprocess.DEVNULL
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"datacrumbs_report failed: {process.returncode}")
-    return time.perf_counter() - begin, usage.ru_maxrss * 1024
-
-
 def run(sizes: tuple[int, ...], files: int) -> list[dict[str, Any]]:
     """One row of numbers for each size."""
     rows = []
@@ -182,16 +171,16 @@ def run(sizes: tuple[int, ...], files: int) -> list[dict[str, Any]]:
             begin = time.perf_counter()
             size_bytes = write_trace(Path(directory), events, files)
             write_s = time.perf_counter() - begin
-            report_s, peak_bytes = measure(Path(directory))
+            report = measure_ours("report", directory)
         rows.append(
             {
                 "events": events,
                 "files": files,
                 "trace_bytes": size_bytes,
                 "write_s": write_s,
-                "report_s": report_s,
-                "report_ns_per_event": report_s / events * 1e9,
-                "peak_bytes": peak_bytes,
+                "report_s": report.s,
+                "report_ns_per_event": report.s / events * 1e9,
+                "peak_bytes": report.peak_bytes,
                 "limit_s": LIMIT_S,
                 "limit_bytes": LIMIT_BYTES,
             }
