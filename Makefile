@@ -112,11 +112,15 @@ demo: setup ## Trace a small program from the probe file to the report
 	PATH="$(VENV)/bin:$$PATH" examples/demo.sh
 
 .PHONY: bench
-bench: setup bench-packages $(VENV)/bench/dftracer ## Measure the cost of tracing, next to other tools (5 minutes)
+bench: setup bench-packages $(VENV)/bench/dftracer $(VENV)/dfanalyzer/.installed ## Measure what tracing and reports cost, next to other tools (5 minutes)
 	$(run) tests/bench/run.py
 
+.PHONY: bench-large
+bench-large: setup bench-packages $(VENV)/bench/dftracer $(VENV)/dfanalyzer/.installed ## The same, with traces of 100 M events (15 minutes)
+	$(run) tests/bench/run.py --large
+
 .PHONY: bench-long
-bench-long: setup bench-packages $(VENV)/bench/dftracer ## The same, watching the daemon's memory for 10 minutes
+bench-long: setup bench-packages $(VENV)/bench/dftracer $(VENV)/dfanalyzer/.installed ## The same, watching the daemon's memory for 10 minutes
 	$(run) tests/bench/run.py --minutes 10
 
 # to measure beside, no part of datacrumbs; without it its row is empty

@@ -20,14 +20,18 @@ FILES = [1 << 61, 2 << 61, 3 << 61, 4 << 61]
 
 
 def write_run(
-    run: Path, hosts: tuple[str, ...] = ("n1", "n2"), count: int = COUNT, segment_events: int = 1024
+    run: Path,
+    hosts: tuple[str, ...] = ("n1", "n2"),
+    count: int = COUNT,
+    segment_events: int = 1024,
+    names: tuple[list[str], ...] = (),
 ) -> Path:
-    """A run whose hosts' clocks differ by a minute."""
+    """A run whose hosts' clocks differ by a minute; ``names``: of each host's functions."""
     for number, name in enumerate(hosts):
         directory = run / f"host={name}"
         directory.mkdir(parents=True)
         writer = TraceWriter(directory, segment_events=segment_events)
-        writer.write_rows("functions", FUNCTIONS)
+        writer.write_rows("functions", FUNCTIONS | ({"name": names[number]} if names else {}))
         writer.write_rows(
             "files",
             {

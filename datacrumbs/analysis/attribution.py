@@ -19,9 +19,19 @@ from numpy.typing import NDArray
 
 from datacrumbs.analysis.causes import Grade, meaning
 from datacrumbs.analysis.functions import MAX_FUNCTIONS, Flags, Functions
-from datacrumbs.analysis.keys import Index, KeyIndex, KeySums, Numbers, distinct, grow, table
+from datacrumbs.analysis.keys import (
+    Index,
+    KeyIndex,
+    KeySums,
+    Numbers,
+    columns_of,
+    distinct,
+    grow,
+    table,
+)
 from datacrumbs.analysis.later import Later
 from datacrumbs.analysis.nesting import Nested
+from datacrumbs.analysis.places import Cells
 from datacrumbs.analysis.quantiles import bucket_of_length
 from datacrumbs.analysis.traits import Trait, Traits
 from datacrumbs.trace.schema import EventFlag
@@ -29,12 +39,14 @@ from datacrumbs.trace.schema import EventFlag
 COLUMNS = ("file", "offset", "size", "ret")
 """What attribution needs of ``events`` beside what nesting does."""
 
-MAX_CONTEXTS = 1 << 18
-"""Contexts beyond these count as the one they were called from."""
+MAX_CONTEXTS = 1 << 16
+MAX_DEPTH = 256
+"""Calls in more contexts than these, or deeper in their target, are part of the one around them."""
 
 SLOWEST = 8
 """Targets of each function that are kept whole, the longest."""
 
+_MANY_PARTS = 64
 _BUCKET_BITS = 10
 _FUNC_BITS = 16
 _THREE = (_FUNC_BITS, _BUCKET_BITS)  # below the first part of a key
@@ -69,7 +81,7 @@ class SlowCall:
     ret: int
 
 
-Cells = dict[tuple[int, int, int], int]
+Counts = dict[tuple[int, int, int], int]
 """Targets by function, something else, and bucket of their length."""
 
 
@@ -77,18 +89,20 @@ Cells = dict[tuple[int, int, int], int]
 class Attribution:
     """The sums of one host; functions, files and processes are its own numbers.
 
-    ``cells`` by context and bucket: count, and time (of targets their length, of others what
-    they cover of the call around them). ``present`` by target function, entry and bucket: in
-    how many targets. ``unfinished`` by function: count and time; ``stuck``: by function and the
-    innermost unfinished one on the same thread, on how many threads. ``sums``: bytes, failed.
-    ``later`` by target function, work and bucket: targets, pieces, time. ``work`` by function
-    of asynchronous work: count, time, how many of no known file.
+    ``cells`` are columns by context and bucket: count, and time (of targets their length, of
+    others what they cover of the call around them). ``present`` by target function, entry and
+    bucket: in how many targets. ``unfinished`` by function: count and time; ``stuck``: by
+    function and the innermost unfinished one on the same thread, on how many threads. ``sums``:
+    bytes, failed. ``later`` by target function, work and bucket: targets, pieces, time. ``work``
+    by function of asynchronous work: count, time, how many of no known file. ``folded``: calls
+    that are part of the one around them (`MAX_CONTEXTS`). ``untold``: targets of which it is not
+    known whether they were the first on their region of a file.
     """
 
     contexts: list[Context]
-    cells: dict[tuple[int, int], tuple[int, int]]
-    present: Cells
-    traits: dict[Trait, Cells]
+    cells: tuple[Numbers, ...]
+    present: Counts
+    traits: dict[Trait, Counts]
     by_file: Cells
     by_process: Cells
     later: dict[tuple[int, int, int], tuple[int, int, int]]
@@ -101,6 +115,8 @@ class Attribution:
     targets: int
     orphans: int
     overlapping: int
+    folded: int
+    untold: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +201,7 @@ class Attributor:
         self._unfinished = _Unfinished(choice)
         self._sums = KeySums("moved", "failed")
         self._slowest = _Slowest()
-        self.events = self.targets = self.orphans = self.overlapping = 0
+        self.events = self.targets = self.orphans = self.overlapping = self.folded = 0
         self._kernel = np.zeros(MAX_FUNCTIONS, bool)
         kinds = functions.kinds()
         self._kernel[[number for number, kind in kinds.items() if kind == "kernel"]] = True
@@ -193,16 +209,19 @@ class Attributor:
     def add(self, batch: Nested) -> None:
         """Add one batch; returns nothing, keeps what the next one needs."""
         root = self._placer.place(batch)
-        context = self._context = self._contexts_of(batch, root)
+        context, folded = self._contexts_of(batch, root)
+        self._context = context
+        self.folded += int(np.count_nonzero(folded))
         fresh = np.arange(len(batch.kept), len(root))
         flags = batch.rows["flags"][fresh]
         self.events += len(fresh)
         inside = fresh[root[fresh] >= 0]
-        if len(inside):
-            self._add_cells(batch, inside, root, context)
+        counted = inside[~folded[inside]]
+        if len(counted):
+            self._add_cells(batch, counted, root, context)
         own = inside[root[inside] == inside]
         self.targets += len(own)
-        self._add_presence(batch, inside, root, context)
+        self._add_presence(batch, counted, root, context)
         self._add_targets(batch, own, root)
         self._unfinished.add(batch, fresh)
         alone = (batch.parent[fresh] < 0) & (flags & EventFlag.ASYNC == 0)
@@ -216,7 +235,7 @@ class Attributor:
         self.later.finish()
         return Attribution(
             contexts=self._entry.contexts(self._contexts),
-            cells=table(self._cells, _BUCKET_BITS),
+            cells=columns_of(self._cells, _BUCKET_BITS),
             present={key: n for key, (n,) in table(self._present, *_THREE).items()},
             traits=self.traits.by_trait(),
             by_file=self.traits.by_file(),
@@ -231,21 +250,30 @@ class Attributor:
             targets=self.targets,
             orphans=self.orphans,
             overlapping=self.overlapping,
+            folded=self.folded,
+            untold=self.traits.untold,
         )
 
-    def _contexts_of(self, batch: Nested, root: Index) -> Index:
-        """The context of every row; -1 outside of targets."""
+    def _contexts_of(self, batch: Nested, root: Index) -> tuple[Index, Flags]:
+        """The context of every row, -1 outside of targets; and which rows are folded into it."""
         context = batch.carry(self._context, -1, np.intp)
+        folded = np.zeros(len(root), bool)
         func = batch.rows["func"].astype(np.intp)
         for level in batch.levels:
             rows = level[root[level] >= 0]
-            if not len(rows):
-                continue
             begins = root[rows] == rows
-            caller = np.where(begins, -1, context[batch.parent[rows]])
-            number = self._contexts.numbers((caller + 1) << _FUNC_BITS | func[rows])
-            context[rows] = np.where((number < MAX_CONTEXTS) | begins, number, caller)
-        return context
+            targets, rows = rows[begins], rows[~begins]
+            if len(targets):
+                context[targets] = self._contexts.numbers(func[targets])
+            if len(rows):
+                caller = context[batch.parent[rows]]
+                number = np.full(len(rows), -1, np.intp)
+                near = batch.depth[rows] - batch.depth[root[rows]] <= MAX_DEPTH
+                keys = (caller[near] + 1) << _FUNC_BITS | func[rows[near]]
+                number[near] = self._contexts.numbers(keys, limit=MAX_CONTEXTS)
+                context[rows] = np.where(number >= 0, number, caller)
+                folded[rows] = number < 0
+        return context, folded
 
     def _add_cells(self, batch: Nested, inside: Index, root: Index, context: Index) -> None:
         dur_ns = batch.rows["dur"]
@@ -319,18 +347,24 @@ class _Unfinished:
             asked &= np.isin(batch.rows["file"][rows], self._choice.files)
         self.sums.add(func[asked], count=1, time_ns=batch.rows["dur"][rows[asked]])
         self._open.append((batch.thread[rows], func, batch.end[rows], asked))
+        if len(self._open) >= _MANY_PARTS:
+            self._open = [self._still_open()]
 
     def stuck(self) -> dict[tuple[int, int], int]:
         """How many threads are in a function asked for, by it and the innermost one there."""
         if not self._open:
             return {}
-        thread, func, end, asked = (np.concatenate(part) for part in zip(*self._open, strict=True))
-        still = end >= self._latest[thread]
-        thread, func, asked = thread[still], func[still], asked[still]
+        thread, func, _, asked = self._still_open()
         innermost = np.zeros(len(self._latest), np.intp)
         innermost[thread] = func  # by start, so that the last one stands
         pairs = np.unique(np.stack([thread[asked], func[asked]]), axis=1)
         return dict(Counter(zip(pairs[1].tolist(), innermost[pairs[0]].tolist(), strict=True)))
+
+    def _still_open(self) -> tuple[Index, Index, Numbers, Flags]:
+        """Those after whose end so far their thread made no call."""
+        thread, func, end, asked = (np.concatenate(part) for part in zip(*self._open, strict=True))
+        still = end >= self._latest[thread]
+        return thread[still], func[still], end[still], asked[still]
 
 
 class _Entries:

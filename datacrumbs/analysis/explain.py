@@ -41,6 +41,7 @@ from datacrumbs.analysis.nesting import Nested, column_names, nested
 from datacrumbs.analysis.on_each import Cluster, Progress, on_each
 from datacrumbs.analysis.one_call import calls_inside
 from datacrumbs.analysis.order import pieces_of
+from datacrumbs.analysis.paths import Paths
 from datacrumbs.analysis.processes import Process, ProcessIndex
 from datacrumbs.analysis.ranks import Ranks, by_host, ranks_of
 from datacrumbs.analysis.ranks import told as told_ranks
@@ -104,25 +105,24 @@ class _Home:
     counts: dict[str, int]
     functions: Functions
     processes: list[Process]
-    paths: dict[int, str]
+    paths: Paths
     ranks: Ranks
 
     @classmethod
     def of(cls, host: HostTrace, part: Attribution, ranks: Ranks) -> _Home:
-        files = host.table("files").select(["file", "path"])
-        paths = zip(files["file"].to_pylist(), files["path"].to_pylist(), strict=True)
         processes = ProcessIndex(host.table("processes")).processes()
         functions = Functions(host.table("functions"))
         counts = {name: getattr(part, name) for name in _COUNTS}
-        return cls(host, counts, functions, processes, dict(paths), ranks)
+        paths = Paths.of(host.table("files"))
+        return cls(host, counts, functions, processes, paths, ranks)
 
     def light(self, part: Attribution) -> _Home:
         """With the paths of the slowest calls only: there may be many hosts."""
         slow = {call.file for calls in part.slowest.values() for call in calls}
-        return replace(self, paths={file: self.path_of(file) for file in slow})
+        return replace(self, paths=self.paths.only(slow))
 
     def add_to(self, targets: Targets, part: Attribution) -> None:
-        targets.add(self.trace.host, part, self.functions, self.who, self.path_of)
+        targets.add(self.trace.host, part, self.functions, self.who, self.paths.names)
 
     def who(self, number: int) -> Who:
         host = self.trace.host
@@ -131,9 +131,6 @@ class _Home:
         process = self.processes[number]
         rank = told_ranks(self.ranks).get((host, number))
         return Who(host, process.pid, rank, process.comm)
-
-    def path_of(self, file: int) -> str:
-        return self.paths.get(file, f"<file {file:x}>")
 
 
 _COUNTS = ("events", "orphans", "overlapping", "targets")
@@ -214,6 +211,7 @@ def _explanation(
             *profile_notes(trace),
             *_notes(lost, sums, len(ordered)),
             *_fileless(work),
+            *_limits(targets),
         ],
         time_ns=whole_ns,
         functions=len(ordered),
@@ -271,6 +269,28 @@ def _fileless(work: list[AsyncWork]) -> list[str]:
         for w in work
         if w.fileless
     ]
+
+
+def _limits(targets: Targets) -> list[str]:
+    """What was more than is kept."""
+    notes = []
+    if targets.folded:
+        notes.append(
+            f"{targets.folded} calls are deeper than {attribution.MAX_DEPTH} calls, or on more "
+            f"call paths than {attribution.MAX_CONTEXTS}: they are part of the call around them."
+        )
+    if targets.untold:
+        notes.append(
+            f"Of {targets.untold} calls it is not known whether they were the first on their part "
+            "of a file: too many parts were touched."
+        )
+    for what, places in (("files", targets.files), ("processes", targets.processes)):
+        if places.others:
+            notes.append(
+                f"{places.others} calls are on {what} with few calls, which are not told apart "
+                "where fast and slow calls are compared."
+            )
+    return notes
 
 
 def _explained(target: Target, whole_ns: int, homes: dict[str, _Home]) -> Explained:
@@ -337,8 +357,7 @@ def _cause(target: Target, path: Path) -> str:
     if not path:
         return Cause.NONE
     entry = target.contexts[path].entry
-    head = next(path[: n + 1] for n, key in enumerate(path) if key == entry)
-    return cause_in(target, head)
+    return cause_in(target, path[: path.index(entry) + 1])
 
 
 def _parts_by(name: Callable[[Path], str], self_ns: dict[Path, int], whole_ns: int) -> list[Part]:
@@ -382,7 +401,7 @@ def _slow_call(
         start_ns=int(clock.to_real_ns(np.array([call.ts]))[0]) if clock else None,
         ts=call.ts,
         dur_ns=call.dur_ns,
-        path=home.path_of(call.file) if call.file else None,
+        path=home.paths.names(np.array([call.file], np.uint64))[0] if call.file else None,
         offset=call.offset,
         size=call.size,
         ret=call.ret,

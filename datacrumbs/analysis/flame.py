@@ -22,7 +22,7 @@ from datacrumbs.analysis.nesting import Nested
 from datacrumbs.trace.schema import EventFlag
 
 MAX_PATHS = 1 << 17
-"""Calls on more paths than these count for the call around them."""
+"""Calls on more paths than these are part of the call around them."""
 
 MOST_FRAMES = 3_000
 LEAST_SHARE = 0.0002
@@ -87,14 +87,17 @@ class FlameTally:
         func = batch.rows["func"].astype(np.intp)
         counts = self._functions.io[func]
         counts &= batch.rows["flags"] & EventFlag.UNFINISHED == 0
-        for rows in batch.levels:
-            up = batch.parent[rows]
+        drawn = np.zeros(len(path), bool)
+        for level in batch.levels:
+            up = batch.parent[level]
             caller = np.where(up >= 0, path[up], _OUTSIDE)
-            inside = (caller >= 0) | counts[rows]
-            self._number(path, rows[inside], func, caller[inside])
+            inside = (caller >= 0) | counts[level]
+            rows, caller = level[inside], caller[inside]
+            number = self._number(func[rows], caller)
+            drawn[rows] = number >= 0
+            path[rows] = np.where(number >= 0, number, caller)
         self._path = path
-        chosen = np.arange(len(batch.kept), len(path))
-        chosen = chosen[path[chosen] >= 0]
+        chosen = np.flatnonzero(drawn)
         self._sums.add(path[chosen].astype(np.int64), count=1, time_ns=batch.covered_ns[chosen])
 
     def end(self) -> None:
@@ -116,10 +119,13 @@ class FlameTally:
             found[number].count += count
             found[number].time_ns += time_ns
 
-    def _number(self, path: Index, rows: Index, func: Index, caller: Index) -> None:
-        if len(rows):
-            number = self._paths.numbers((caller + 1).astype(np.int64) << _FUNC_BITS | func[rows])
-            path[rows] = np.where((number < MAX_PATHS) | (caller < 0), number, caller)
+    def _number(self, func: Index, caller: Index) -> Index:
+        """The path of each call; -1 where it is one too many."""
+        number = np.zeros(len(func), np.intp)
+        key = (caller + 1).astype(np.int64) << _FUNC_BITS | func
+        for some, limit in ((caller < 0, None), (caller >= 0, MAX_PATHS)):
+            number[some] = self._paths.numbers(key[some], limit=limit)
+        return number
 
 
 def flame_of(whole: PathSums) -> Flame:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from datacrumbs.analysis.keys import Index, Numbers, distinct, grow
+from datacrumbs.analysis.keys import Index, Numbers, grow, in_order_of
 
 _ROOM = 1 << 62
 
@@ -61,24 +61,22 @@ class Unions:
 
     def _add(self, series: Index, start: Numbers, end: Numbers) -> None:
         """Lays the series out one after the other on one line, ``span`` apart."""
-        values, which = distinct(series)
+        order = in_order_of(series)
+        ordered = series[order]
+        line = np.cumsum(np.r_[False, ordered[1:] != ordered[:-1]])
         first = int(start.min())
         span = max(int(end.max()), int(start.max())) - first + 1
-        if len(values) * span > _ROOM and len(series) > 1:  # the line would be longer than an int64
+        if (int(line[-1]) + 1) * span > _ROOM and len(
+            series
+        ) > 1:  # the line would be longer than an int64
             self._add_halves(series, start, end)
             return
-        order = _stable_order(which, len(values))
-        shift = which[order] * span - first
+        shift = line * span - first
         covered = newly_covered(start[order] + shift, end[order] + shift)
-        np.add.at(self._total, series[order], covered)
+        np.add.at(self._total, ordered, covered)
         np.maximum.at(self._end, series, end)
 
     def _add_halves(self, series: Index, start: Numbers, end: Numbers) -> None:
         middle = len(series) // 2
         self.add(series[:middle], start[:middle], end[:middle])
         self.add(series[middle:], start[middle:], end[middle:])
-
-
-def _stable_order(which: Index, count: int) -> Index:
-    """Rows by series, in the order they came: numpy sorts 16-bit numbers by radix, 5x faster."""
-    return np.argsort(which.astype(np.uint16) if count <= 1 << 16 else which, kind="stable")

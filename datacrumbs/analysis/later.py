@@ -118,8 +118,18 @@ class Later:
             self._count(self._targets.where(done & (self._targets.file != 0)))
         self._targets, self._row = self._targets.where(~done), self._row[~done]
         if now is not None and len(self._work.start):
-            oldest = int(self._targets.start.min(initial=now))
-            self._work = self._work.where(self._work.end >= oldest)
+            self._work = self._work.where(self._work.end >= self._needed_from(now))
+
+    def _needed_from(self, now: int) -> Numbers:
+        """Of each piece of work, when the first target began that it may be beside."""
+        pending, work = self._targets, self._work
+        files, which = np.unique(pending.file, return_inverse=True)
+        begin = np.full(len(files) + 1, now)
+        np.minimum.at(begin, which, pending.start)
+        unnamed = int(begin[0]) if len(files) and not files[0] else now  # it may be any file
+        at = np.searchsorted(files, work.file)
+        mine = np.append(files, np.uint64(0))[at] == work.file
+        return np.where(mine, np.minimum(begin[at], unnamed), unnamed)
 
     def _count(self, targets: Spans) -> None:
         for func in np.unique(self._work.func).tolist():

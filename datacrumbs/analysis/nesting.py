@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datacrumbs.analysis.functions import MAX_FUNCTIONS, Functions
-from datacrumbs.analysis.keys import Index, KeyIndex, Numbers
+from datacrumbs.analysis.keys import Index, KeyIndex, Numbers, in_order_of
 from datacrumbs.analysis.order import Columns, Piece, in_order
 from datacrumbs.analysis.processes import ProcessIndex
 from datacrumbs.trace.reader import HostTrace
@@ -77,8 +77,7 @@ def tree_order(
     ``start`` is sorted already. ``rank``: which of two calls of the same interval is the
     outer one, the lower.
     """
-    small = series.astype(np.uint16) if int(series.max(initial=0)) < 1 << 16 else series
-    order = np.argsort(small, kind="stable")  # numpy sorts 16-bit numbers by radix
+    order = in_order_of(series)
     s, t = series[order], start[order]
     tied = np.zeros(len(order) + 1, bool)
     tied[1:-1] = (s[1:] == s[:-1]) & (t[1:] == t[:-1])
@@ -288,9 +287,8 @@ class Nester:
 def _levels(at: Index, depth: Index, kept: int) -> list[Index]:
     """The rows from ``kept`` on by depth, sorted."""
     fresh = at >= kept
-    depth, at = depth[fresh].astype(np.int32), at[fresh]
-    small = depth.astype(np.uint16) if int(depth.max(initial=0)) < 1 << 16 else depth
-    order = np.argsort(small, kind="stable")
+    depth, at = depth[fresh], at[fresh]
+    order = in_order_of(depth)
     cuts = np.flatnonzero(np.diff(depth[order])) + 1
     return [np.sort(rows) for rows in np.split(at[order], cuts) if len(rows)]
 

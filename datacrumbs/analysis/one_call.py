@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,13 +12,11 @@ from datacrumbs.analysis.attribution import COLUMNS, Attribution, Attributor, Ch
 from datacrumbs.analysis.functions import MAX_FUNCTIONS, Flags, Functions
 from datacrumbs.analysis.keys import Index
 from datacrumbs.analysis.nesting import Nested, Nester, column_names
-from datacrumbs.analysis.order import Columns
+from datacrumbs.analysis.order import Columns, Piece, in_order, pieces_of
 from datacrumbs.analysis.processes import ProcessIndex
-from datacrumbs.trace.reader import HostTrace, Segment, read_segment
+from datacrumbs.trace.reader import HostTrace
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pyarrow as pa
 
 
@@ -33,45 +33,40 @@ def calls_inside(host: HostTrace, call: SlowCall) -> Attribution:
         return same
 
     attributor = Attributor(functions, Choice(is_target, this_one))
-    found = _read(host, call)
-    for batch in nester.batches([found] if len(found["ts"]) else []):
+    for batch in nester.batches(_events(host, call)):
         attributor.add(batch)
     return attributor.result()
 
 
-def _read(host: HostTrace, call: SlowCall) -> Columns:
-    """The events of the call's thread while it ran, by start."""
-    import pyarrow as pa
-
+def _events(host: HostTrace, call: SlowCall) -> Iterator[Columns]:
+    """The events of the call's thread while it ran, by start, in batches."""
     names = column_names(COLUMNS)
-    parts = [part for segment in host.segments() for part in _rows(segment, call, names)]
-    if not parts:
-        return {name: np.zeros(0, np.int64) for name in names}
-    rows = pa.concat_tables(parts).sort_by("ts")
-    return {name: rows[name].to_numpy() for name in names}
+    pieces = [
+        _Part(piece.path, piece.min_ts, piece.max_ts, piece.held, call)
+        for piece in pieces_of(host, names)
+        if piece.min_ts <= call.ts + call.dur_ns and piece.max_ts >= call.ts
+    ]
+    return (rows for rows in in_order(host, names, pieces) if len(rows["ts"]))
 
 
-def _rows(segment: Segment, call: SlowCall, names: list[str]) -> list[pa.Table]:
-    import pyarrow as pa
-    import pyarrow.compute as pc
+@dataclass(frozen=True, slots=True)
+class _Part(Piece):
+    """Of a piece, what the call's thread did while it ran."""
 
-    if segment.min_ts is None or segment.max_ts is None:
-        return []
-    end = call.ts + call.dur_ns
-    if segment.min_ts > end or segment.max_ts < call.ts:
-        return []
-    ts, tid = pc.field("ts"), pc.field("tid")
-    wanted = (ts >= call.ts) & (ts <= end) & (tid == call.tid)
-    if segment.closed:
-        return [_parquet_rows(segment.path, names, wanted)]
-    batches = list(read_segment(segment.path, names))
-    return [pa.Table.from_batches(batches).filter(wanted)] if batches else []
+    call: SlowCall
 
+    def batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Reads the row groups whose statistics allow for such rows."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+        from pyarrow import dataset
 
-def _parquet_rows(path: Path, names: list[str], wanted: pa.compute.Expression) -> pa.Table:
-    """Reads the row groups whose statistics allow for such rows."""
-    from pyarrow import dataset
-
-    return dataset.dataset(path, format="parquet", partitioning=None).to_table(
-        columns=names, filter=wanted, use_threads=False
-    )
+        call, ts, tid = self.call, pc.field("ts"), pc.field("tid")
+        end = call.ts + call.dur_ns
+        wanted = (ts >= call.ts) & (ts <= end) & (tid == call.tid)
+        if self.held is None:
+            segment = dataset.dataset(self.path, format="parquet", partitioning=None)
+            found = segment.scanner(names, wanted, use_threads=False).to_batches()
+        else:
+            found = pa.Table.from_batches(self.held).filter(wanted).to_batches()
+        return (batch for batch in found if len(batch))

@@ -34,14 +34,14 @@ class Piece:
     path: Path
     min_ts: int
     max_ts: int
-    held: list[pa.RecordBatch] | None = None
+    held: list[pa.RecordBatch] | None
 
     def batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         return read_segment(self.path, names) if self.held is None else iter(self.held)
 
 
 def in_order(
-    host: HostTrace, columns: Sequence[str], pieces: list[Piece] | None = None
+    host: HostTrace, columns: Sequence[str], pieces: Sequence[Piece] | None = None
 ) -> Iterator[Columns]:
     """All events of ``host`` there are now, sorted by ``ts`` within and across batches.
 
@@ -59,6 +59,8 @@ def in_order(
                 due, late = _split(late, int(rows["ts"][-1]) + 1)
                 yield _merged(due, rows)
         newest = max(newest, piece.max_ts)
+    if len(late["ts"]):  # of pieces that leave out what came before
+        yield late
 
 
 def pieces_of(host: HostTrace, names: Sequence[str]) -> list[Piece]:
@@ -69,7 +71,7 @@ def pieces_of(host: HostTrace, names: Sequence[str]) -> list[Piece]:
         if segment is segments[-1] and not segment.closed:  # the one that may be growing
             pieces += _held(segment.path, names)
         elif segment.min_ts is not None and segment.max_ts is not None:
-            pieces.append(Piece(segment.path, segment.min_ts, segment.max_ts))
+            pieces.append(Piece(segment.path, segment.min_ts, segment.max_ts, None))
     return pieces
 
 
@@ -81,7 +83,7 @@ def _held(path: Path, names: Sequence[str]) -> list[Piece]:
     return [Piece(path, first, last, batches)]
 
 
-def _late(pieces: list[Piece], names: list[str]) -> Columns:
+def _late(pieces: Sequence[Piece], names: list[str]) -> Columns:
     """The events that start before the newest one of all earlier pieces, sorted."""
     found = [{name: np.empty(0, np.int64) for name in names}]
     newest = _LEAST

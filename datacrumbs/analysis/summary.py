@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from datacrumbs.analysis.ahead import ahead
 from datacrumbs.analysis.files import (
     NEVER_OPENED,
     by_fstype,
@@ -88,9 +89,9 @@ def _read(
 ) -> tuple[_HostPart, _HostFunctions, pa.Table]:
     """All events of one host, added up: small beside them, it may come from elsewhere."""
     tally = HostTally.of(*(host.table(t) for t in ("functions", "processes", "peers")))
-    for rows in in_order(host, COLUMNS):
-        tally.add(rows)
-        progress(len(rows["ts"]))
+    for calls in ahead(map(tally.add_calls, ahead(in_order(host, COLUMNS)))):
+        tally.add_files(calls)
+        progress(len(calls.start))
     for batch in host.batches(INTERVALS):
         tally.add_intervals(batch)
     called = _HostFunctions(
@@ -469,7 +470,7 @@ def _notes(
 ) -> list[str]:
     """What the reader should know before the numbers, in whole sentences."""
     if any(part.events or part.profiled for part in parts):
-        return [*_disagreements(parts), *_of_profiles(functions)]
+        return [*_disagreements(parts), *_of_profiles(functions), *_forgotten(parts)]
     if not functions.attached():
         if any(part.trace.state is State.RUNNING for part in parts):
             return []  # a daemon that is ready has attached some: their names are on the way
@@ -502,6 +503,15 @@ def _disagreements(parts: list[_HostPart]) -> list[str]:
                         f"{found} are here: files of the trace are missing."
                     )
     return notes
+
+
+def _forgotten(parts: list[_HostPart]) -> list[str]:
+    """Where there were too many streams of accesses to follow each."""
+    count = sum(access.forgotten for part in parts for access in part.accesses)
+    return [
+        f"{count} times a process left a file alone for so long, among so many others, that its "
+        "next access there counts as its first: it is neither in order nor out of order."
+    ] * bool(count)
 
 
 def _of_profiles(functions: _Functions) -> list[str]:

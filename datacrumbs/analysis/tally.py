@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from datacrumbs.analysis.functions import MAX_FUNCTIONS, Flags, Functions
 from datacrumbs.analysis.intervals import Union, Unions
-from datacrumbs.analysis.keys import Index, KeyIndex, Numbers, grow
+from datacrumbs.analysis.keys import Index, KeyIndex, Numbers, grow, in_order_of
 from datacrumbs.analysis.order import Columns
 from datacrumbs.analysis.processes import ProcessIndex
 from datacrumbs.analysis.profile import Profiled, ProfiledTime, profiled_of
@@ -27,6 +27,10 @@ COLUMNS = ("ts", "dur", "file", "offset", "ret", "pid", "tid", "func", "flags")
 
 SIZE_CLASSES = 63
 """Access sizes by power of two: class k holds 2**k up to 2**(k+1) - 1 bytes."""
+
+MAX_STREAMS = 1 << 22
+"""Of so many pairs of process and file it is known where the last access ended: of those used
+last, when there are more. Half are forgotten at a time."""
 
 _LONGEST_NS = 1 << 60  # 36 years: keeps sums of a damaged trace within int64
 
@@ -331,9 +335,11 @@ class AccessTally:
     def __init__(self) -> None:
         self.counts = np.zeros(SIZE_CLASSES, np.int64)
         self.bytes = np.zeros(SIZE_CLASSES, np.int64)
-        self.placed = self.sequential = self.consecutive = 0
+        self.placed = self.sequential = self.consecutive = self.forgotten = 0
         self._streams = KeyIndex(np.int64)
         self._next = np.zeros(0, np.int64)
+        self._used = np.zeros(0, np.int64)  # at which of the calls of `add_places`
+        self._turn = 0
 
     def add(self, moved: Numbers) -> None:
         """The bytes that each call of this direction moved; those that moved none are no access."""
@@ -350,9 +356,14 @@ class AccessTally:
         """
         if not len(file):
             return
+        if len(self._streams) > MAX_STREAMS:
+            self._forget()
         stream = self._streams.numbers(file << 32 | process)
         # `_next` holds the end plus one, so that 0 says: no access yet
         self._next = grow(self._next, len(self._streams))
+        self._used = grow(self._used, len(self._streams))
+        self._turn += 1
+        self._used[stream] = self._turn
         order, first = _runs(stream)
         stream, offset, after = stream[order], offset[order], (offset + moved)[order] + 1
         before = np.empty_like(after)
@@ -365,13 +376,24 @@ class AccessTally:
 
     def end(self) -> None:
         """There are no other accesses: what they would be compared with goes."""
-        self._streams, self._next = KeyIndex(np.int64), np.zeros(0, np.int64)
+        self._streams = KeyIndex(np.int64)
+        self._next, self._used = np.zeros((2, 0), np.int64)
+
+    def _forget(self) -> None:
+        """Of the streams, those that were used least lately."""
+        count = len(self._streams)
+        stays = np.argsort(self._used[:count], kind="stable")[count - MAX_STREAMS // 2 :]
+        self.forgotten += count - len(stays)
+        keys, before, used = self._streams.seen()[stays], self._next[stays], self._used[stays]
+        self._streams = KeyIndex(np.int64)
+        number = self._streams.numbers(keys)
+        self._next, self._used = np.zeros((2, len(keys)), np.int64)
+        self._next[number], self._used[number] = before, used
 
 
 def _runs(series: Index) -> tuple[Index, Index]:
     """Rows by series in the order they came, and where each series begins."""
-    small = series.astype(np.uint16) if int(series.max()) < 1 << 16 else series
-    order = np.argsort(small, kind="stable")
+    order = in_order_of(series)
     ordered = series[order]
     return order, np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
 
@@ -408,8 +430,11 @@ class HostTally:
             writes=AccessTally(),
         )
 
-    def add(self, rows: Columns) -> None:
-        """One batch of events with `COLUMNS`; batches come by start (`in_order`)."""
+    def add_calls(self, rows: Columns) -> Calls:
+        """One batch of events with `COLUMNS`; batches come by start (`in_order`).
+
+        What it returns goes to `add_files`, which may do so meanwhile for the batch before.
+        """
         calls = calls_of(rows, self.functions, self.processes)
         self.first_ns = self.first_ns if self.events else int(calls.start[0])
         self.last_ns = max(self.last_ns, int(calls.end.max()))
@@ -417,6 +442,10 @@ class HostTally:
         self.by_function.add(calls)
         self.by_process.add(calls)
         self.time.add(calls)
+        return calls
+
+    def add_files(self, calls: Calls) -> None:
+        """What `add_calls` gave, in the same order."""
         means, func = self.functions, calls.func
         counts = means.counts[func]
         self.reads.add(calls.moved[counts & means.reads[func]])

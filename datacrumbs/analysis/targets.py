@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datacrumbs.analysis.attribution import Attribution, SlowCall
-from datacrumbs.analysis.functions import Functions
-from datacrumbs.analysis.keys import Numbers
+from datacrumbs.analysis.functions import MAX_FUNCTIONS, Functions
+from datacrumbs.analysis.keys import Index, Numbers
+from datacrumbs.analysis.places import Cells, NamedPlaces, Placed
 from datacrumbs.analysis.quantiles import LENGTHS
 from datacrumbs.analysis.traits import Trait
 from datacrumbs.trace.schema import Op
@@ -67,15 +70,16 @@ class LaterSums:
 
 @dataclass(slots=True)
 class Target:
-    """All targets of one function on all hosts."""
+    """All targets of one function on all hosts; ``number`` is its own among all such functions."""
 
     key: Key
     op: Op
+    number: int
+    all_files: NamedPlaces[str]
+    all_processes: NamedPlaces[Who]
     contexts: dict[Path, ContextSums] = field(default_factory=dict)
     present: dict[Key, Numbers] = field(default_factory=dict)
     traits: dict[tuple[Trait, int], Numbers] = field(default_factory=dict)
-    files: Counter[tuple[str, int]] = field(default_factory=Counter)
-    processes: Counter[tuple[Who, int]] = field(default_factory=Counter)
     later: dict[Key, LaterSums] = field(default_factory=dict)
     moved: int = 0
     failed: int = 0
@@ -93,6 +97,16 @@ class Target:
     def time_ns(self) -> int:
         return int(self.own.time_ns.sum())
 
+    @property
+    def files(self) -> Placed[str]:
+        """Calls by file and bucket."""
+        return self.all_files.of(self.number)
+
+    @property
+    def processes(self) -> Placed[Who]:
+        """Calls by process and bucket."""
+        return self.all_processes.of(self.number)
+
     def self_ns(self) -> dict[Path, Numbers]:
         """Of each context, what nothing below it covers, by bucket."""
         own = {path: sums.time_ns.copy() for path, sums in self.contexts.items()}
@@ -108,6 +122,9 @@ class Targets:
     def __init__(self) -> None:
         self.by_key: dict[Key, Target] = {}
         self.work: dict[Key, Numbers] = {}  # asynchronous: count, time, how many of no known file
+        self.folded = self.untold = 0  # as in `Attribution`
+        self.files: NamedPlaces[str] = NamedPlaces()
+        self.processes: NamedPlaces[Who] = NamedPlaces()
 
     def add(
         self,
@@ -115,9 +132,9 @@ class Targets:
         part: Attribution,
         functions: Functions,
         who: Callable[[int], Who],
-        path_of: Callable[[int], str],
+        paths_of: Callable[[NDArray[Any]], list[str]],
     ) -> None:
-        """Add the sums of one host; ``who`` names its processes, ``path_of`` its files."""
+        """Add the sums of one host; ``who`` names its processes, ``paths_of`` its files."""
         key_of = _Names(functions)
         self._add_contexts(part, key_of)
         for (func, entry, bucket), targets in part.present.items():
@@ -127,10 +144,16 @@ class Targets:
             for (func, value, bucket), count in counts.items():
                 traits = self._target(key_of, func).traits
                 traits.setdefault((trait, value), _zeros())[bucket] += count
-        for (func, file, bucket), count in part.by_file.items():
-            self._target(key_of, func).files[path_of(file), bucket] += count
-        for (func, process, bucket), count in part.by_process.items():
-            self._target(key_of, func).processes[who(process), bucket] += count
+
+        def files(places: NDArray[Any]) -> list[str | None]:
+            paths = zip(places.tolist(), paths_of(places), strict=True)
+            return [path if file else None for file, path in paths]
+
+        def processes(places: NDArray[Any]) -> list[Who | None]:
+            return [who(process) if process >= 0 else None for process in places.tolist()]
+
+        self.files.add(self._owners(key_of, part.by_file), part.by_file, files)
+        self.processes.add(self._owners(key_of, part.by_process), part.by_process, processes)
         for (func, work, bucket), sums in part.later.items():
             later = self._target(key_of, func).later.setdefault(key_of(work), LaterSums())
             for column, amount in zip(
@@ -139,26 +162,38 @@ class Targets:
                 column[bucket] += amount
         self._add_sums(host, part, key_of, who)
 
+    def _owners(self, key_of: _Names, cells: Cells) -> Index:
+        """The numbers of the functions that own ``cells``."""
+        number = np.zeros(MAX_FUNCTIONS, np.intp)
+        for func in np.unique(cells.owner).tolist():
+            number[func] = self._target(key_of, func).number
+        return number[cells.owner]
+
     def _add_contexts(self, part: Attribution, key_of: _Names) -> None:
+        numbers, buckets, counts, times = part.cells
+        cuts = np.searchsorted(numbers, np.arange(len(part.contexts) + 1)).tolist()
         places: list[tuple[int, Path]] = []  # of each context: its target function and path
-        for context in part.contexts:
+        for context, (low, high) in zip(part.contexts, pairwise(cuts), strict=True):
             if context.parent < 0:
                 places.append((context.func, ()))
             else:
                 target, above = places[context.parent]
                 places.append((target, (*above, key_of(context.func))))
-        for (number, bucket), (count, time_ns) in part.cells.items():
-            context = part.contexts[number]
-            target, path = places[number]
+            if low == high:
+                continue
+            target, path = places[-1]
             contexts = self._target(key_of, target).contexts
             if path not in contexts:
                 contexts[path] = ContextSums(key_of.op(context.func), key_of(context.entry))
-            contexts[path].count[bucket] += count
-            contexts[path].time_ns[bucket] += time_ns
+            # a bucket occurs once, so that this adds
+            contexts[path].count[buckets[low:high]] += counts[low:high]
+            contexts[path].time_ns[buckets[low:high]] += times[low:high]
 
     def _add_sums(
         self, host: str, part: Attribution, key_of: _Names, who: Callable[[int], Who]
     ) -> None:
+        self.folded += part.folded
+        self.untold += part.untold
         for func, sums in part.work.items():
             self.work.setdefault(key_of(func), np.zeros(3, np.int64))[:] += sums
         for func, (count, time_ns) in part.unfinished.items():
@@ -177,7 +212,9 @@ class Targets:
     def _target(self, key_of: _Names, func: int) -> Target:
         key = key_of(func)
         if key not in self.by_key:
-            self.by_key[key] = Target(key, key_of.op(func))
+            self.by_key[key] = Target(
+                key, key_of.op(func), len(self.by_key), self.files, self.processes
+            )
         return self.by_key[key]
 
 

@@ -13,11 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datacrumbs.analysis.functions import Functions
-from datacrumbs.analysis.keys import Index, KeyIndex, KeySums, Numbers
+from datacrumbs.analysis.keys import Index, KeyIndex, Numbers, distinct, grow, in_order_of
 from datacrumbs.analysis.nesting import Nested
+from datacrumbs.analysis.places import Cells, Places
 
 REGION_BITS = 22
 """First touch is told by regions of 4 MiB."""
+
+MAX_WORDS = 1 << 22
+"""Of so many times 64 regions next to each other (256 MiB) it is known which were touched."""
 
 PAGE_BYTES = 4096
 
@@ -48,16 +52,22 @@ _WIDTHS = {
 }
 
 
+# each value of each trait has a column, those of one trait side by side
+_FIRST_OF = {trait: sum(1 << _WIDTHS[t] for t in Trait if t < trait) for trait in Trait}
+_COLUMNS = sum(1 << width for width in _WIDTHS.values())
+
+
 class Traits:
     """The traits of one host's targets."""
 
     def __init__(self, functions: Functions) -> None:
         self._functions = functions
-        self._counts = KeySums("count")
-        self._by_file = KeySums("count")
-        self._by_process = KeySums("count")
+        self._rows = KeyIndex(np.int64)  # target function and bucket
+        self._counts = np.zeros((0, _COLUMNS), np.int64)
+        self._by_file = Places()
+        self._by_process = Places()
         self._files = KeyIndex(np.uint64)
-        self._regions = KeyIndex(np.int64)
+        self._touched = Touched()
 
     def add(self, batch: Nested, own: Index, bucket: Index, open_: Index) -> None:
         """New targets ``own``, with ``bucket`` of their lengths; ``open_``: older ones, open."""
@@ -68,12 +78,22 @@ class Traits:
         packed = np.zeros(len(own), np.int64)
         for trait, values in self._values(batch, own, number, open_):
             packed = packed << _WIDTHS[trait] | values
-        self._counts.add(packed << _BUCKET_BITS + _FUNC_BITS | low, count=1)
+        self._add_traits(packed << _BUCKET_BITS + _FUNC_BITS | low)
         named = file != 0
-        where = number[named].astype(np.int64) << _BUCKET_BITS + _FUNC_BITS | low[named]
-        self._by_file.add(where, count=1)
-        process = batch.process[own].astype(np.int64)
-        self._by_process.add(process << _BUCKET_BITS + _FUNC_BITS | low, count=1)
+        self._by_file.add(func[named], number[named] + 1, bucket[named])
+        self._by_process.add(func, batch.process[own] + 1, bucket)
+
+    def _add_traits(self, keys: Numbers) -> None:
+        """Each combination of traits once: there are far fewer than calls."""
+        keys, which = distinct(keys)
+        count = np.bincount(which, minlength=len(keys))
+        row = self._rows.numbers(keys & (1 << _BUCKET_BITS + _FUNC_BITS) - 1)
+        self._counts = grow(self._counts, len(self._rows))
+        packed = keys >> _BUCKET_BITS + _FUNC_BITS
+        for trait in reversed(Trait):
+            column = (packed & (1 << _WIDTHS[trait]) - 1) + _FIRST_OF[trait]
+            np.add.at(self._counts.reshape(-1), row * _COLUMNS + column, count)
+            packed = packed >> _WIDTHS[trait]
 
     def _values(
         self, batch: Nested, own: Index, number: Index, open_: Index
@@ -112,52 +132,61 @@ class Traits:
 
     def _first(self, number: Index, offset: Numbers, known: NDArray[np.bool_]) -> Numbers:
         found = np.zeros(len(number), np.int64)
-        if not known.any():
-            return found
-        region = number[known].astype(np.int64) << 32 | np.minimum(
-            offset[known] >> REGION_BITS, (1 << 32) - 1
-        )
-        before = len(self._regions)
-        at = self._regions.numbers(region)
-        first = np.zeros(len(region), np.int64)
-        new = np.flatnonzero(at >= before)
-        first[new[np.unique(at[new], return_index=True)[1]]] = 1
-        found[known] = 1 + first
+        region = np.minimum(offset[known] >> REGION_BITS, (1 << 32) - 1)
+        found[known] = self._touched.touch(number[known], region)
         return found
+
+    @property
+    def untold(self) -> int:
+        """Of how many targets it is not known whether they were the first on their region."""
+        return self._touched.untold
 
     def by_trait(self) -> dict[Trait, dict[tuple[int, int, int], int]]:
         """For each trait, calls by target function, value and bucket."""
-        keys, sums = self._counts.result()
+        keys = self._rows.seen()
+        func, bucket = keys >> _BUCKET_BITS, keys & (1 << _BUCKET_BITS) - 1
         result: dict[Trait, dict[tuple[int, int, int], int]] = {}
-        packed = keys >> _BUCKET_BITS + _FUNC_BITS
-        for trait in reversed(Trait):
-            value = packed & ((1 << _WIDTHS[trait]) - 1)
-            packed = packed >> _WIDTHS[trait]
-            result[trait] = _summed(keys, value, sums["count"])
+        for trait, first in _FIRST_OF.items():
+            counts = self._counts[: len(keys), first : first + (1 << _WIDTHS[trait])]
+            row, value = np.nonzero(counts)
+            columns = (func[row], value, bucket[row], counts[row, value])
+            rows = zip(*(column.tolist() for column in columns), strict=True)
+            result[trait] = {(f, v, b): count for f, v, b, count in rows}
         return result
 
-    def by_file(self) -> dict[tuple[int, int, int], int]:
-        """Calls by target function, file and bucket."""
-        keys, sums = self._by_file.result()
-        files = self._files.seen()[keys >> _BUCKET_BITS + _FUNC_BITS]
-        return _summed(keys, files, sums["count"])
+    def by_file(self) -> Cells:
+        """Calls by target function, file and bucket; file 0: other files."""
+        cells = self._by_file.cells()
+        return cells.at(np.r_[np.zeros(1, np.uint64), self._files.seen()][cells.place])
 
-    def by_process(self) -> dict[tuple[int, int, int], int]:
-        """Calls by target function, number of the process and bucket."""
-        keys, sums = self._by_process.result()
-        return _summed(keys, keys >> _BUCKET_BITS + _FUNC_BITS, sums["count"])
+    def by_process(self) -> Cells:
+        """Calls by target function, number of the process and bucket; -1: other processes."""
+        cells = self._by_process.cells()
+        return cells.at(cells.place - 1)
 
 
-def _summed(
-    keys: Numbers, values: NDArray[np.int64] | NDArray[np.uint64], counts: Numbers
-) -> dict[tuple[int, int, int], int]:
-    found: dict[tuple[int, int, int], int] = {}
-    func = keys >> _BUCKET_BITS & 0xFFFF
-    bucket = keys & ((1 << _BUCKET_BITS) - 1)
-    columns = (func.tolist(), values.tolist(), bucket.tolist(), counts.tolist())
-    for f, value, b, count in zip(*columns, strict=True):
-        found[f, value, b] = found.get((f, value, b), 0) + count
-    return found
+class Touched:
+    """Which regions of files were touched: a bit each, 24 bytes for 64 of them."""
+
+    def __init__(self) -> None:
+        self.untold = 0
+        self._index = KeyIndex(np.int64)
+        self._words = np.zeros(0, np.uint64)
+
+    def touch(self, file: Index, region: Numbers) -> Numbers:
+        """Of each touch, in their order: 2 if it is the first, 1 if not, 0 if that is not known."""
+        if not len(file):
+            return np.zeros(0, np.int64)
+        word = self._index.numbers(file.astype(np.int64) << 26 | region >> 6, limit=MAX_WORDS)
+        self._words = grow(self._words, len(self._index))
+        bit = np.uint64(1) << (region & 63).astype(np.uint64)
+        new = np.flatnonzero((word >= 0) & (self._words[word] & bit == 0))
+        new = new[np.unique(word[new] << 6 | region[new] & 63, return_index=True)[1]]
+        np.bitwise_or.at(self._words, word[new], bit[new])
+        told = (word >= 0).astype(np.int64)
+        self.untold += len(told) - int(told.sum())
+        told[new] = 2
+        return told
 
 
 def in_flight(
@@ -177,7 +206,7 @@ def in_flight(
         times = np.sort(ends)
         began, ends = np.searchsorted(times, began), np.searchsorted(times, ends)
     span = max(int(began.max()), int(ends.max())) + 1
-    order = _by_series(series)
+    order = in_order_of(series)
     grouped = series[order]
     ended: Numbers = np.searchsorted(np.sort(lines * span + ends), grouped * span + began[order])
     counts = np.zeros(len(series), np.int64)
@@ -186,12 +215,6 @@ def in_flight(
         counts[order] += np.searchsorted(np.sort(older), grouped, side="right")
     counts += end == start
     return np.maximum(counts, 0)
-
-
-def _by_series(series: Index) -> Index:
-    small = series.astype(np.uint16) if int(series.max()) < 1 << 16 else series
-    order: Index = np.argsort(small, kind="stable")
-    return order
 
 
 def _log2(values: Numbers) -> Numbers:

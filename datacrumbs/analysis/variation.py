@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from datacrumbs.analysis.causes import Cause, Grade, meaning
 from datacrumbs.analysis.explanation import Finding, Group, Variation
 from datacrumbs.analysis.keys import Numbers
+from datacrumbs.analysis.places import Placed
 from datacrumbs.analysis.targets import Key, Path, Target
 from datacrumbs.analysis.traits import Trait
 from datacrumbs.trace.schema import Op
@@ -42,7 +42,6 @@ TOLD_BY_OCCURRENCE = frozenset({Cause.PAGES, Cause.CACHE_MISS})
 all there is: a short balance_dirty_pages() did not throttle."""
 
 Chosen = NDArray[np.bool_]
-T = TypeVar("T", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +169,10 @@ class _Compared:
         if sizes:
             yield sizes
         target = self.target
-        yield from self._places("file", target.files, lambda path: path)
-        yield from self._places("process", target.processes, _process_name)
-        hosts: Counter[tuple[str, int]] = Counter()
-        for (who, bucket), count in target.processes.items():
-            hosts[who.host, bucket] += count
-        yield from self._places("host", hosts, lambda host: host)
+        processes = target.processes
+        yield from self._places("file", target.files)
+        yield from self._places("process", processes, _process_name)
+        yield from self._places("host", processes.named(lambda who: who.host))
 
     def _means(self, values: Numbers) -> tuple[float, float]:
         """Of fast and of slow targets, the sum of ``values`` for each."""
@@ -300,24 +297,27 @@ class _Compared:
             fast_bytes=1 << fast - 1,
         )
 
-    def _places(self, kind: str, counts: Counter[tuple[T, int]], name: Any) -> Iterator[Finding]:
-        pairs: dict[T, list[int]] = {}
-        for (place, bucket), count in counts.items():
-            pair = pairs.setdefault(place, [0, 0])
-            pair[0] += count * bool(self.split.fast[bucket])
-            pair[1] += count * bool(self.split.slow[bucket])
+    def _places(
+        self, kind: str, placed: Placed[Any], name: Callable[[Any], str] = str
+    ) -> Iterator[Finding]:
+        pairs = placed.pairs(self.split.fast, self.split.slow)
         if len(pairs) > 1:
-            named = {place: (pair[0], pair[1]) for place, pair in pairs.items()}
-            yield from self._most(named, kind, name)
+            yield from self._most(pairs, kind, name)
 
     def _most(
         self, counts: dict[Any, tuple[int, int]], kind: str, name: Any = str
     ) -> Iterator[Finding]:
-        """The value that slow calls have most often beyond what fast ones have."""
+        """The value that slow calls have most often beyond what fast ones have.
+
+        None is no value: it stands for many.
+        """
         fast, slow = (sum(pair[side] for pair in counts.values()) for side in (0, 1))
         if not fast or not slow:
             return
-        best = max(counts, key=lambda value: counts[value][1] / slow - counts[value][0] / fast)
+        best = max(
+            (value for value in counts if value is not None),
+            key=lambda value: counts[value][1] / slow - counts[value][0] / fast,
+        )
         yield Finding(
             kind=kind,
             share=variance_share(list(counts.values())),

@@ -38,7 +38,9 @@ LIBC_NAMES = {
     "renameat": "rename",
     "renameat2": "rename",
     "unlinkat": "unlink",
+    "pread64": "pread",
     "preadv2": "preadv",
+    "pwrite64": "pwrite",
     "pwritev2": "pwritev",
 }
 

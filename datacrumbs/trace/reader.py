@@ -21,7 +21,7 @@ from datacrumbs.trace.schema import EVENTS, TABLES, arrow_schema, segment_name
 if TYPE_CHECKING:
     import pyarrow as pa
 
-BATCH_ROWS = 256 * 1024
+BATCH_ROWS = 64 * 1024
 """The most rows of one batch of `HostTrace.events`."""
 
 _HOST = "host="

@@ -8,41 +8,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
 
+from bench_growth import LIMIT_BYTES, LIMITS_S
 from generate.bulk import piece, write_bulk
 from generate.calls import breakdown
+from measured import measure_ours
 
 SIZES = (1_000_000, 10_000_000, 100_000_000)
-LIMIT_S = 120
-LIMIT_BYTES = 4 << 30
+LIMIT_S = LIMITS_S["explain"]
 TARGETS = ("fwrite", "pread64")
-
-
-def measure(trace: Path) -> tuple[float, float, int, Any]:
-    """Seconds, CPU seconds and peak resident bytes of the command, and its JSON."""
-    program = "from datacrumbs.cli.explain import main; main()"
-    begin = time.perf_counter()
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-c", program, "--format", "json", str(trace)], stdout=output
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        took_s = time.perf_counter() - begin
-        if process.returncode:
-            raise SystemExit(f"datacrumbs_explain failed: {process.returncode}")
-        output.seek(0)
-        said = json.load(output)
-    return took_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, said
 
 
 def check(said: Any, times: int, events: int) -> None:
@@ -70,15 +51,15 @@ def run(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
     for wanted in sizes:
         with tempfile.TemporaryDirectory(prefix="datacrumbs-bench-") as directory:
             times, events = write_bulk(Path(directory), piece(), wanted)
-            explain_s, cpu_s, peak_bytes, said = measure(Path(directory))
-        check(said, times, events)
+            found = measure_ours("explain", "--format", "json", directory)
+        check(json.loads(found.output), times, events)
         rows.append(
             {
                 "events": events,
-                "explain_s": explain_s,
-                "cpu_s": cpu_s,
-                "ns_per_event": explain_s / events * 1e9,
-                "peak_bytes": peak_bytes,
+                "explain_s": found.s,
+                "cpu_s": found.cpu_s,
+                "ns_per_event": found.s / events * 1e9,
+                "peak_bytes": found.peak_bytes,
                 "limit_s": LIMIT_S,
                 "limit_bytes": LIMIT_BYTES,
             }

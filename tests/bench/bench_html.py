@@ -8,39 +8,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from bench_report import write_trace
+from measured import measure_ours
 
 SIZES = (1_000_000, 10_000_000, 100_000_000)
 LIMIT_BYTES = 4 << 30
 LIMIT_PAGE_BYTES = 10_000_000
-
-
-def measure(command: str, *arguments: str | Path) -> dict[str, float]:
-    """Seconds, CPU seconds and peak resident bytes of a command of ours."""
-    program = f"from datacrumbs.cli.{command} import main; main()"
-    begin = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-c", program, *map(str, arguments)], stdout=subprocess.DEVNULL
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"datacrumbs_{command} failed: {process.returncode}")
-    return {
-        "s": time.perf_counter() - begin,
-        "cpu_s": usage.ru_utime + usage.ru_stime,
-        "peak_bytes": usage.ru_maxrss * 1024,
-    }
 
 
 def run(sizes: tuple[int, ...], files: int) -> list[dict[str, Any]]:
@@ -51,9 +31,9 @@ def run(sizes: tuple[int, ...], files: int) -> list[dict[str, Any]]:
             trace, page = Path(directory, "run"), Path(directory, "page.html")
             write_trace(trace, events, files)
             found = {
-                "text": measure("report", trace),
-                "explain": measure("explain", trace),
-                "html": measure("report", "--html", page, trace),
+                "text": measure_ours("report", trace).numbers(),
+                "explain": measure_ours("explain", trace).numbers(),
+                "html": measure_ours("report", "--html", page, trace).numbers(),
             }
             page_bytes = page.stat().st_size
         both_s = found["text"]["cpu_s"] + found["explain"]["cpu_s"]

@@ -1,7 +1,9 @@
 """How long `datacrumbs_report` takes, and how much memory, for traces of many events.
 
 The traces are written by the real writer: two layers (a user function around each second
-system call), 16 threads of 4 processes, events handed over in the order their calls return.
+system call), 16 threads of 4 processes or as many ranks as asked for, events handed over in the
+order their calls return. Each call is on any file, at any place in it: the worst there is for what
+is kept by file, process and place.
 """
 
 from __future__ import annotations
@@ -9,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from measured import measure_ours
 
 from datacrumbs.config import SystemConfig
 from datacrumbs.trace.clocks import take_pair
@@ -38,32 +43,33 @@ SIZES = (5_000_000, 50_000_000)
 LIMIT_S = 60
 LIMIT_BYTES = 2 << 30
 AT_ONCE = 200_000
-THREADS = 16
+RANKS = 4
+THREADS_OF_A_PROCESS = 4
 CALLS = ("read", "write", "pread64", "pwrite64", "openat", "close", "lseek", "fstat")
 OPS = ("read", "write", "read", "write", "open", "close", "seek", "stat")
 
 
-def batches(events: int, files: int) -> Iterator[Any]:
+def batches(events: int, files: int, threads: int) -> Iterator[Any]:
     """``events`` events, a batch at a time, by the end of their calls."""
     rng = np.random.default_rng(1)
     start = 1_000_000_000
     for first in range(0, events, AT_ONCE):
         count = min(AT_ONCE, events - first)
-        batch = _batch(rng, count, files, start)
+        batch = _batch(rng, count, files, threads, start)
         start = int((batch["ts"] + batch["dur"]).max())
         yield batch[np.argsort(batch["ts"] + batch["dur"], kind="stable")]
 
 
-def _batch(rng: np.random.Generator, count: int, files: int, start: int) -> Any:
+def _batch(rng: np.random.Generator, count: int, files: int, threads: int, start: int) -> Any:
     """Each third event is a user function, the next is the system call in it."""
     batch = np.zeros(count, EVENT_DTYPE)
     at = np.arange(count)
     user, inside = at % 3 == 0, at % 3 == 1
     call = rng.integers(1, len(CALLS) + 1, count)
-    batch["tid"] = 1000 + at // 3 % THREADS
-    batch["pid"] = batch["tid"] // 4 * 4
-    turn = at // (3 * THREADS) * 30_000
-    batch["ts"] = start + turn + at % 3 * 9_000 + at // 3 % THREADS * 50
+    batch["tid"] = 1000 + at // 3 % threads
+    batch["pid"] = batch["tid"] // THREADS_OF_A_PROCESS * THREADS_OF_A_PROCESS
+    turn = at // (3 * threads) * 30_000
+    batch["ts"] = start + turn + at % 3 * 9_000 + at // 3 % threads * 50
     batch["dur"] = rng.integers(300, 8_000, count)
     batch["dur"][user] = 17_500
     batch["func"] = np.where(user, len(CALLS) + 1, call)
@@ -76,15 +82,18 @@ def _batch(rng: np.random.Generator, count: int, files: int, start: int) -> Any:
     return batch
 
 
-def write_trace(directory: Path, events: int, files: int) -> int:
-    """A complete trace of one host below ``directory``; returns the size of its files."""
+def write_trace(directory: Path, events: int, files: int, ranks: int = RANKS) -> int:
+    """A complete trace of one host below ``directory``; returns the size of its files.
+
+    ``ranks`` processes of 4 threads each.
+    """
     host = directory / "host=bench"
     host.mkdir(parents=True)
     writer = TraceWriter(host, segment_events=SystemConfig().segment.events)
     writer.write_rows("functions", _functions())
     writer.write_rows("files", _files(files))
-    writer.write_rows("processes", _processes())
-    for batch in batches(events, files):
+    writer.write_rows("processes", _processes(ranks))
+    for batch in batches(events, files, ranks * THREADS_OF_A_PROCESS):
         writer.write_events(batch)
     writer.close()
     write_run_info(host, _run_info(events, writer.bytes_written))
@@ -118,8 +127,8 @@ def _files(count: int) -> dict[str, list[Any]]:
     }
 
 
-def _processes() -> dict[str, list[Any]]:
-    pids = [1000 + 4 * n for n in range(THREADS // 4)]
+def _processes(ranks: int) -> dict[str, list[Any]]:
+    pids = [1000 + THREADS_OF_A_PROCESS * n for n in range(ranks)]
     return {
         "ts": [0] * len(pids),
         "pid": pids,
@@ -154,20 +163,6 @@ def _run_info(events: int, size_bytes: int) -> RunInfo:
     )
 
 
-def measure(trace: Path) -> tuple[float, int]:
-    """Seconds and peak resident bytes of the command, as text."""
-    program = "from datacrumbs.cli.report import main; main()"
-    begin = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(trace)], stdout=subprocess.DEVNULL
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"datacrumbs_report failed: {process.returncode}")
-    return time.perf_counter() - begin, usage.ru_maxrss * 1024
-
-
 def run(sizes: tuple[int, ...], files: int) -> list[dict[str, Any]]:
     """One row of numbers for each size."""
     rows = []
@@ -176,16 +171,16 @@ def run(sizes: tuple[int, ...], files: int) -> list[dict[str, Any]]:
             begin = time.perf_counter()
             size_bytes = write_trace(Path(directory), events, files)
             write_s = time.perf_counter() - begin
-            report_s, peak_bytes = measure(Path(directory))
+            report = measure_ours("report", directory)
         rows.append(
             {
                 "events": events,
                 "files": files,
                 "trace_bytes": size_bytes,
                 "write_s": write_s,
-                "report_s": report_s,
-                "report_ns_per_event": report_s / events * 1e9,
-                "peak_bytes": peak_bytes,
+                "report_s": report.s,
+                "report_ns_per_event": report.s / events * 1e9,
+                "peak_bytes": report.peak_bytes,
                 "limit_s": LIMIT_S,
                 "limit_bytes": LIMIT_BYTES,
             }

@@ -13,13 +13,14 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench import per_call
+from bench import bench_growth, per_call
 from bench.harness import HERE, bench_user, counts_and_size, daemon, libc_layer
 from kernel.tracing import TracedRun, site_for, traced_names
 
@@ -27,7 +28,9 @@ from datacrumbs.probes.model import SyscallLayer
 
 STARTS = 5
 WRITER_EVENTS = 20_000_000
-REPORT_EVENTS = 50_000_000
+GROWTH_EVENTS = (1_000_000, 10_000_000)
+GROWTH_EVENTS_LARGE = (*GROWTH_EVENTS, 100_000_000)
+DFANALYZER_EVENTS, DFANALYZER_EVENTS_LARGE = 1_000_000, 10_000_000
 
 Numbers = dict[str, float]
 
@@ -105,6 +108,18 @@ def script(name: str, *arguments: str) -> Any:
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 
 
+def growth(large: bool) -> Any:
+    """Report and explain by the number of events."""
+    sizes = GROWTH_EVENTS_LARGE if large else GROWTH_EVENTS
+    return script("bench_growth.py", *(f"--events={events}" for events in sizes))
+
+
+def dfanalyzer(large: bool) -> Any:
+    """DFTracer's analyzer and ours, for one number of events."""
+    events = DFANALYZER_EVENTS_LARGE if large else DFANALYZER_EVENTS
+    return script("bench_dfanalyzer.py", f"--events={events}")[0]
+
+
 def measure(run: TracedRun, options: argparse.Namespace) -> dict[str, Any]:
     """Everything, by the name of its part."""
     config = run.root / "system.yaml"  # the rings' default size, not the tests' small ones
@@ -124,7 +139,8 @@ def measure(run: TracedRun, options: argparse.Namespace) -> dict[str, Any]:
         "hooks": lambda: script("bench_hooks.py"),
         "flux_hooks": lambda: script("bench_flux_hooks.py"),
         "profile": lambda: script("bench_profile.py", "--modes", "--rounds", "3")["per_call"],
-        "report": lambda: script("bench_report.py", "--events", str(options.report_events))[0],
+        "growth": lambda: growth(options.large),
+        "dfanalyzer": lambda: dfanalyzer(options.large),
     }
     for name, part in parts.items():
         print(f"measuring: {name}", file=sys.stderr)
@@ -141,7 +157,7 @@ def of_traced(times: dict[str, Numbers], way: str) -> float:
 def rows(result: dict[str, Any]) -> list[Row]:
     """What is to be reached and what was measured."""
     calls, speed, memory = result["per_call"], result["full_speed"], result["memory"]
-    writer, report, hooks = result["writer"], result["report"], result["hooks"]
+    writer, hooks = result["writer"], result["hooks"]
     bare = f"beside {hooks['true_ms']:.1f} of /bin/true"
     flux, modes = result["flux_hooks"], result["profile"]
     asked = flux["prolog_ms"] - flux["question_ms"]
@@ -150,7 +166,6 @@ def rows(result: dict[str, Any]) -> list[Row]:
     both = f"two processes at full speed, {speed['seconds']:.0f} s"
     stop = f"stop to exit, after {speed['events'] / 1e6:.1f} M events"
     steady = f"daemon's memory without the rings, {memory['minutes']:g} min"
-    reported = f"datacrumbs_report, {report['events'] / 1e6:.0f} M events"
     grown = (memory["last_bytes"] / memory["first_bytes"] - 1) * 100
     return [
         Row(
@@ -208,9 +223,28 @@ def rows(result: dict[str, Any]) -> list[Row]:
         Row("Flux: the same epilog", 5, flux["epilog_ms"], "ms"),
         Row("prolog of a traced job, until ready", 700, hooks["traced_prolog_ms"], "ms"),
         Row("epilog of a traced job, until closed", 700, hooks["traced_epilog_ms"], "ms"),
-        Row(f"{reported}: time", 60, report["report_s"], "s"),
-        Row(f"{reported}: memory", 2048, report["peak_bytes"] / (1 << 20), "MiB"),
+        *_analysis_rows(result["growth"], result["dfanalyzer"]),
     ]
+
+
+def _analysis_rows(growth: list[dict[str, Any]], beside: dict[str, Any]) -> Iterator[Row]:
+    for command, limit_s in bench_growth.LIMITS_S.items():
+        mine = [row for row in growth if row["command"] == command]
+        last = mine[-1]
+        what = f"datacrumbs_{command}, {last['events'] / 1e6:.0f} M events, 100,000 files"
+        yield Row(f"{what}: time", limit_s, last["s"], "s")
+        limit_bytes = bench_growth.LIMIT_BYTES
+        yield Row(f"{what}: memory", limit_bytes >> 20, last["peak_bytes"] / (1 << 20), "MiB")
+        grown, linear = bench_growth.growth(growth, command)
+        yield Row(
+            f"datacrumbs_{command}, growth from {mine[0]['events'] / 1e6:.0f} M events",
+            1,
+            grown / linear,
+            "of n log n",
+        )
+    events = f"{beside['events'] / 1e6:.0f} M events"
+    faster = beside["times_as_fast"]
+    yield Row(f"dfanalyzer / datacrumbs_report, {events}", beside["limit"], faster, "times", True)
 
 
 def main() -> None:
@@ -219,7 +253,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--seconds", type=float, default=30, help="at full speed")
     parser.add_argument("--minutes", type=float, default=1, help="of watching memory")
-    parser.add_argument("--report-events", type=int, default=REPORT_EVENTS)
+    parser.add_argument(
+        "--large", action="store_true", help="analyse 100 M events, 10 M beside dfanalyzer"
+    )
     options = parser.parse_args()
     with bench_user() as user, site_for(user) as run:
         result = measure(run, options)

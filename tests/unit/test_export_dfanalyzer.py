@@ -23,9 +23,11 @@ TOOLS = Path(sys.prefix, "dfanalyzer", "bin")
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with one .pfw.gz of two hosts."""
+    """A directory with one .pfw.gz of two hosts; one has the kernel's names of pread and pwrite."""
     top = tmp_path_factory.mktemp("dfanalyzer")
-    run = write_run(top / "4711")
+    run = write_run(
+        top / "4711", names=(["read", "write", "solve"], ["pread64", "pwrite64", "solve"])
+    )
     (top / "out").mkdir()
     export(open_trace(run), top / "out" / "4711.pfw.gz", Format.DFTRACER, gzip=True)
     return top / "out"

@@ -1,0 +1,91 @@
+"""How `datacrumbs_report` and `datacrumbs_explain` grow with the events of a trace.
+
+The trace is the worst there is for what both keep: 250 processes of 4 threads, 100,000 files, each
+call on any of them at any place (that of bench_report.py). What to reach is for 100 M events on
+two processors; growth is shown as seconds per million events, which n log n lets grow by a third
+from 1 M to 100 M.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from bench_report import write_trace
+from measured import measure_ours
+
+SIZES = (1_000_000, 10_000_000, 100_000_000)
+FILES = 100_000
+RANKS = 250
+LIMITS_S = {"report": 60, "explain": 120}
+LIMIT_BYTES = 4 << 30
+
+
+def run(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
+    """One row of numbers for each size and command."""
+    rows = []
+    for events in sizes:
+        with tempfile.TemporaryDirectory(prefix="datacrumbs-bench-") as directory:
+            write_trace(Path(directory), events, FILES, RANKS)
+            for command in LIMITS_S:
+                found = measure_ours(command, "--format", "json", directory)
+                if json.loads(found.output)["events"] != events:
+                    raise SystemExit(f"datacrumbs_{command}: not all events are there")
+                rows.append(
+                    {
+                        "command": command,
+                        "events": events,
+                        "cpu_s_per_million": found.cpu_s / events * 1e6,
+                        **found.numbers(),
+                    }
+                )
+    return rows
+
+
+def growth(rows: list[dict[str, Any]], command: str) -> tuple[float, float]:
+    """From the smallest to the largest trace: how many times the processor time, and n log n."""
+    mine = sorted((row for row in rows if row["command"] == command), key=lambda r: r["events"])
+    first, last = mine[0], mine[-1]
+    sizes = [row["events"] * math.log(row["events"]) for row in (first, last)]
+    return last["cpu_s"] / first["cpu_s"], sizes[1] / sizes[0]
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    print(
+        f"{'datacrumbs_':<12}{'events':>10}{'wall':>9}{'CPU':>9}{'peak':>11}"
+        f"{'CPU per M':>12}{'load':>7}"
+    )
+    for command, limit_s in LIMITS_S.items():
+        for row in rows:
+            if row["command"] == command:
+                print(
+                    f"{command:<12}{row['events'] / 1e6:>8.0f} M{row['s']:>7.1f} s"
+                    f"{row['cpu_s']:>7.1f} s{row['peak_bytes'] / 2**20:>7.0f} MiB"
+                    f"{row['cpu_s_per_million']:>10.2f} s{row['load']:>7.1f}"
+                )
+        grown, linear = growth(rows, command)
+        print(f"    CPU grows {grown:.1f} times, n log n {linear:.1f} times")
+        print(f"    to reach: 100 M events in {limit_s} s and {LIMIT_BYTES >> 20} MiB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--events", type=int, action="append", help="default: 1, 10 and 100 M")
+    given = parser.parse_args()
+    rows = run(tuple(given.events or SIZES))
+    if given.json:
+        json.dump(rows, sys.stdout, indent=1)
+    else:
+        print_table(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""A command's time, processor time and memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """``cpu_s`` has the processes it waited for; ``peak_bytes`` is of the largest process.
+
+    ``load`` is the machine's load average at its end: with other work going on, trust ``cpu_s``.
+    ``output`` is what it wrote to its standard output.
+    """
+
+    s: float
+    cpu_s: float
+    peak_bytes: int
+    load: float
+    output: bytes
+
+    def numbers(self) -> dict[str, float]:
+        """All but the output."""
+        return {n: getattr(self, n) for n in ("s", "cpu_s", "peak_bytes", "load")}
+
+
+def measure_ours(command: str, *arguments: str | Path) -> Measured:
+    """`datacrumbs_<command>`, as it is installed in the environment this runs in."""
+    return measure([Path(sys.executable).with_name(f"datacrumbs_{command}"), *arguments])
+
+
+def measure(
+    command: Sequence[str | Path],
+    *,
+    environment: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    timeout_s: float = 24 * 3600,
+) -> Measured:
+    """Run ``command`` to its end. Raises SystemExit if it fails, TimeoutError after ``timeout_s``,
+    when it has been ended with all of its processes.
+    """
+    with tempfile.TemporaryFile() as output:
+        begin = time.perf_counter()
+        process = subprocess.Popen(
+            command, stdout=output, env=environment, cwd=cwd, start_new_session=True
+        )
+        with _ended_after(timeout_s, process.pid) as late:
+            _, status, usage = os.wait4(process.pid, 0)
+        took_s = time.perf_counter() - begin
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if late.is_set():
+            raise TimeoutError(f"{Path(command[0]).name}: not done after {timeout_s:.0f} s")
+        if process.returncode:
+            raise SystemExit(f"{Path(command[0]).name} failed: {process.returncode}")
+        output.seek(0)
+        return Measured(
+            s=took_s,
+            cpu_s=usage.ru_utime + usage.ru_stime,
+            peak_bytes=usage.ru_maxrss * 1024,
+            load=os.getloadavg()[0],
+            output=output.read(),
+        )
+
+
+@contextmanager
+def _ended_after(timeout_s: float, group: int) -> Iterator[threading.Event]:
+    """Ends all processes of ``group`` after a time; the event says that it had to."""
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        os.killpg(group, signal.SIGKILL)
+
+    timer = threading.Timer(timeout_s, end)
+    timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()
