@@ -77,9 +77,9 @@ def missing_hosts(trace: Trace) -> list[str]:
 
 def _named(trace: Trace) -> set[str]:
     """The hosts of the run's job, as far as it named them; none for one host's part of a trace."""
-    lists = {",".join(host.run.nodes) for host in trace.hosts if host.run and host.run.nodes}
     if [host.path for host in trace.hosts] == [trace.path]:
         return set()
+    lists = {",".join(host.run.nodes) for host in trace.hosts if host.run and host.run.nodes}
     named: set[str] = set()
     for one in lists:
         with contextlib.suppress(BadInputError):  # damaged, or made to be large: it names nobody
