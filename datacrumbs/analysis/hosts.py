@@ -77,9 +77,9 @@ def missing_hosts(trace: Trace) -> list[str]:
 
 def _named(trace: Trace) -> set[str]:
     """The hosts of the run's job, as far as it named them; none for one host's part of a trace."""
-    lists = {",".join(host.run.nodes) for host in trace.hosts if host.run and host.run.nodes}
     if [host.path for host in trace.hosts] == [trace.path]:
         return set()
+    lists = {",".join(host.run.nodes) for host in trace.hosts if host.run and host.run.nodes}
     named: set[str] = set()
     for one in lists:
         with contextlib.suppress(BadInputError):  # damaged, or made to be large: it names nobody
@@ -95,10 +95,24 @@ def host_notes(trace: Trace, facts: list[HostFacts]) -> list[str]:
     elif (fewer := len(named := _named(trace)) - len(trace.hosts)) > 0:
         notes.append(f"Nothing here from {fewer} of the {len(named)} hosts that the job ran on.")
     if len(facts) > 1:
+        notes += _earlier_notes(trace)
         if cut := [host.host for host in facts if host.state is State.CUT_OFF]:
             notes.append(f"Cut off: {_listed(cut)}; what happened last there is not in the trace.")
         notes += _clock_notes(facts)
     return notes
+
+
+def _earlier_notes(trace: Trace) -> list[str]:
+    """A requeued job may have been given other nodes, and what its first ones wrote stays there."""
+    runs = {host.host: host.run for host in trace.hosts if host.run and host.run.nodes}
+    last = max(runs.values(), key=lambda run: run.started_ns, default=None)
+    earlier = [host for host, run in runs.items() if last and run.nodes != last.nodes]
+    if not earlier:
+        return []
+    return [
+        f"The job was requeued: what {_listed(earlier)} wrote is of its earlier life, on other "
+        "nodes, and is counted in here."
+    ]
 
 
 def profile_notes(trace: Trace) -> list[str]:

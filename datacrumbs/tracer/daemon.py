@@ -23,7 +23,7 @@ from datacrumbs.notify import notify
 from datacrumbs.probes.file import load_verified, one_line
 from datacrumbs.probes.kernel_arguments import numbers_only
 from datacrumbs.probes.model import Select
-from datacrumbs.run import host_name, lock_file, make_run_dir, ready_file
+from datacrumbs.run import host_name, lock_file, make_run_dir, probes_file, ready_file
 from datacrumbs.runlog import Log
 from datacrumbs.signing.keys import load_public_keys
 from datacrumbs.trace.rundir import create_run_directory
@@ -34,6 +34,8 @@ from datacrumbs.tracer.job import Job
 from datacrumbs.tracer.recorder import Recorder, Run, first_run_info
 
 READY = "ready"
+JOB_IS_OVER = 75
+"""Exit code of the recorder when it has ended by itself."""
 STANDARD_ERROR = 2
 
 
@@ -195,6 +197,9 @@ def _supervise(
     if code < 0:
         log.say(f"the recorder was ended by {signal.Signals(-code).name}; the trace is cut off")
         return 1
+    if code == JOB_IS_OVER:  # nobody else may come to remove it; a small .env, the unit's, stays
+        probes_file(Path(run.config.run_dir), run.run_id).unlink(missing_ok=True)
+        return 0
     return code
 
 
@@ -259,7 +264,7 @@ def _child(run: Run, attached: Attached, entry: struct_passwd, write_fd: int, lo
             log.say(f"not traced: {layer}: {name}: {reason}")
         check_profiles(attached)
         tell(READY)
-        Recorder(run, attached, directory, info, say=say, beat=tell).record()
+        over = Recorder(run, attached, directory, info, say=say, beat=tell).record()
     except UserError as error:
         say(f"error: {error.message}" + (f" ({error.hint})" if error.hint else ""))
         return 1
@@ -271,4 +276,4 @@ def _child(run: Run, attached: Attached, entry: struct_passwd, write_fd: int, lo
 
         say("error: " + traceback.format_exc())
         return 1
-    return 0
+    return JOB_IS_OVER if over else 0

@@ -56,8 +56,8 @@ class End:
     def why(self) -> str:
         """For the log."""
         return (
-            "its job's time limit is over, no process of its user has been here for "
-            f"{self._alone_s} s, and nobody has ended the run: it ends"
+            f"no process of its user has been here for {self._alone_s} s, its job must be over, "
+            "and nobody has ended the run: it ends"
         )
 
 

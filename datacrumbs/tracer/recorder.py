@@ -163,8 +163,11 @@ class Recorder:
             ],
         )
 
-    def record(self) -> None:
-        """Work until SIGTERM or SIGINT; SIGUSR1 asks for a status line. Signals are blocked."""
+    def record(self) -> bool:
+        """Work until SIGTERM or SIGINT; SIGUSR1 asks for a status line. Signals are blocked.
+
+        Returns whether it ended by itself, its job being over.
+        """
         flush_at = time.monotonic() + FLUSH_S
         status_at = time.monotonic() + STATUS_S
         interval_at = time.monotonic() + self._interval_s
@@ -172,12 +175,14 @@ class Recorder:
         while True:
             got = signal.sigtimedwait(WAKE, min(pause_s, max(interval_at - time.monotonic(), 0)))
             if got and got.si_signo != signal.SIGUSR1:
-                return self._stop()
+                self._stop()
+                return False
             pause_s = BUSY_POLL_S if self._drain() > 100_000 else POLL_S
             now = time.monotonic()
             if now >= self._end.look_at and self._end.has_come(now):
                 self._say(self._end.why())
-                return self._stop()
+                self._stop()
+                return True
             if got:
                 self._say(self.status(self._logged))
             if now >= interval_at:

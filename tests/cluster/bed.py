@@ -49,6 +49,7 @@ class Bed:
     root: Path
     name: str
     suite: str
+    units: str = ""
 
     @property
     def shared(self) -> Path:
@@ -57,7 +58,11 @@ class Bed:
 
     def _environ(self) -> dict[str, str]:
         plain = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
-        return plain | {"BED_DIR": str(self.root), "BED_NAME": self.name}
+        return plain | {
+            "BED_DIR": str(self.root),
+            "BED_NAME": self.name,
+            "BED_UNITS": self.units,
+        }
 
     def control(self, verb: str, *arguments: str) -> None:
         """Run ``bed.sh verb``."""
@@ -248,15 +253,19 @@ class Bed:
 
 
 @contextlib.contextmanager
-def bed(suite: str) -> Iterator[Bed]:
-    """A cluster of ``suite``, up; on leaving it is gone, whatever happened."""
+def bed(suite: str, *, root: Path | None = None, units: str = "") -> Iterator[Bed]:
+    """A cluster of ``suite``, up; on leaving it is gone, whatever happened.
+
+    ``root``: an image of that suite with more in it; ``units``: what its nodes start instead of
+    Slurm.
+    """
     remove_stale()
     name = f"dcbed{os.getpid()}-{suite[0]}"
-    made = Bed(BEDS / f"datacrumbs-{name}", name, suite)
+    made = Bed(BEDS / f"datacrumbs-{name}", name, suite, units)
     made.root.mkdir(mode=0o755)
     try:
         _furnish(made)
-        made.control("up", str(image(suite)), str(len(NODES)))
+        made.control("up", str(root or image(suite)), str(len(NODES)))
         yield made
     finally:
         made.control("down")

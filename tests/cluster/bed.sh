@@ -7,6 +7,7 @@
 #              shared/ is /shared on all of them ("the parallel file system"), bind lists files
 #              and directories of this host that all see at the same path, read-only
 #   BED_NAME   tells beds on one host apart: names network namespaces and cgroups
+#   BED_UNITS  units that all nodes start, in the place of Slurm's
 # Needs root, iproute2 and util-linux.
 set -eu
 T=${BED_DIR:?} NAME=${BED_NAME:?} SUBNET=10.77.0
@@ -109,9 +110,11 @@ up() { # IMAGE COUNT
 	for i in $(seq "$2"); do
 		units=slurmd
 		[ "$i" != 1 ] || units="slurmctld slurmd"
+		units=${BED_UNITS:-$units}
 		# shellcheck disable=SC2086
 		node "n$i" "$SUBNET.$i" "$1" $units
 	done
+	[ -z "${BED_UNITS-}" ] || return 0
 	for _ in $(seq 300); do
 		[ "$( (x n1 sinfo -h -t idle -o %D) 2>/dev/null)" != "$2" ] || return 0
 		sleep 0.1

@@ -170,6 +170,8 @@ def test_a_run_whose_epilog_never_comes_ends_by_itself(cluster: Bed) -> None:
             assert cluster.unit("n2", "903", "ActiveState") == "active"
             cluster.out("n2", "pkill", "-u", "alice", "sleep")
         cluster.wait(lambda: cluster.unit("n2", "903", "ActiveState") == "inactive", "over")
+        assert cluster.unit("n2", "903", "Result") == "success"
+        assert cluster.leftovers("n2") == ["datacrumbs-903.env"]
     assert "nobody has ended the run: it ends" in cluster.log("n2", "903")
     assert cluster.writes("903", SIZE) == {}
     with cluster.hook("n2", "epilog", "903") as late:

@@ -192,6 +192,8 @@ def test_arrays_and_heterogeneous_jobs(cluster: Bed) -> None:
     cluster.wait_idle()
     first = min(int(line.split()[1]) for line in said.stdout.splitlines())
     assert cluster.writes(str(first), SIZE) == {"n1": COUNT}
+    info = json.loads((cluster.hosts(str(first))["n1"] / "run.json").read_text())
+    assert info["nodes"] == ["n1"]
     of_array = cluster.runs() - before - {str(first)}
     assert len(of_array) == 3
     assert all(sum(cluster.writes(one, SIZE).values()) == COUNT for one in of_array)

@@ -285,6 +285,21 @@ def test_a_folded_node_list_is_unfolded(tmp_path: Path) -> None:
     assert (part.missing_hosts, part.notes) == ([], [])
 
 
+def test_a_job_requeued_to_other_nodes_is_told(tmp_path: Path) -> None:
+    for host, nodes, started_ns in (("n3", "n[1,3]", 1), ("n1", "n[1-2]", 2), ("n2", "n[1-2]", 3)):
+        write_host(
+            tmp_path,
+            [Call(func="read", ts=1, dur=1)],
+            host=host,
+            nodes=[nodes],
+            started_ns=10**18 + started_ns,
+        )
+    summary = summarise(open_trace(tmp_path))
+    assert summary.missing_hosts == []
+    (note,) = summary.notes
+    assert note.startswith("The job was requeued: what n3 wrote is of its earlier life")
+
+
 @pytest.mark.parametrize(
     ("nodes", "said"),
     [
