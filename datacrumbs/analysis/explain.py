@@ -102,7 +102,6 @@ class _Home:
 
     trace: HostTrace
     counts: dict[str, int]
-    functions: Functions
     processes: list[Process]
     paths: dict[int, str]
     ranks: Ranks
@@ -112,9 +111,8 @@ class _Home:
         files = host.table("files").select(["file", "path"])
         paths = zip(files["file"].to_pylist(), files["path"].to_pylist(), strict=True)
         processes = ProcessIndex(host.table("processes")).processes()
-        functions = Functions(host.table("functions"))
         counts = {name: getattr(part, name) for name in _COUNTS}
-        return cls(host, counts, functions, processes, dict(paths), ranks)
+        return cls(host, counts, processes, dict(paths), ranks)
 
     def light(self, part: Attribution) -> _Home:
         """With the paths of the slowest calls only: there may be many hosts."""
@@ -122,7 +120,8 @@ class _Home:
         return replace(self, paths={file: self.path_of(file) for file in slow})
 
     def add_to(self, targets: Targets, part: Attribution) -> None:
-        targets.add(self.trace.host, part, self.functions, self.who, self.path_of)
+        functions = Functions(self.trace.table("functions"))  # large: not one for each host
+        targets.add(self.trace.host, part, functions, self.who, self.path_of)
 
     def who(self, number: int) -> Who:
         host = self.trace.host

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datacrumbs.analysis.attribution import Attribution, SlowCall
+from datacrumbs.analysis.attribution import SLOWEST, Attribution, SlowCall
 from datacrumbs.analysis.functions import Functions
 from datacrumbs.analysis.keys import Numbers
 from datacrumbs.analysis.quantiles import LENGTHS
@@ -67,7 +67,7 @@ class LaterSums:
 
 @dataclass(slots=True)
 class Target:
-    """All targets of one function on all hosts."""
+    """All targets of one function on all hosts. ``slowest``: the longest, at most `SLOWEST`."""
 
     key: Key
     op: Op
@@ -173,6 +173,7 @@ class Targets:
             slowest = self._target(key_of, func).slowest
             slowest += [(host, who(call.process), call) for call in calls]
             slowest.sort(key=lambda found: (-found[2].dur_ns, found[0], found[2].ts))
+            del slowest[SLOWEST:]
 
     def _target(self, key_of: _Names, func: int) -> Target:
         key = key_of(func)
