@@ -133,7 +133,8 @@ class DaskCluster:
         elif now - self._seen_s > WORKERS_S:
             raise UserError(
                 f"{self._address}: this Dask scheduler has no workers",
-                hint=f"are they still in a queue? Else start some: dask worker --nthreads 1 {self._address}",
+                hint="are they still in a queue? Else start some: "
+                f"dask worker --nthreads 1 {self._address}",
             )
 
     def _result(self, host: str, future: Future) -> Any:
