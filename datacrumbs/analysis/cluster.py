@@ -23,7 +23,7 @@ from datacrumbs import __version__
 from datacrumbs.analysis.on_each import AHEAD, Progress, in_turn
 from datacrumbs.errors import BadInputError, UserError
 from datacrumbs.trace.reader import HostTrace
-from datacrumbs.trace.runfile import read_run_info
+from datacrumbs.trace.runfile import RunInfo, read_run_info
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -103,8 +103,9 @@ class DaskCluster:
 
         try:
             for host, future in in_turn(hosts, works, submit, self._most):
-                yield self._result(host, future)
+                result = self._result(host, future)
                 futures.remove(future)
+                yield result
         finally:
             if self._client.status == "running":
                 self._client.cancel(futures, force=True)
@@ -133,7 +134,8 @@ class DaskCluster:
         elif now - self._seen_s > WORKERS_S:
             raise UserError(
                 f"{self._address}: this Dask scheduler has no workers",
-                hint=f"start some: dask worker --nthreads 1 {self._address}",
+                hint="are they still in a queue? Else start some: "
+                f"dask worker --nthreads 1 {self._address}",
             )
 
     def _result(self, host: str, future: Future) -> Any:
@@ -255,16 +257,12 @@ def _check_trace(host: HostTrace) -> None:
     hint = "the trace must be on a file system that the workers see, under the same path"
     if not host.path.is_dir():
         raise UserError(f"worker on {here}: no directory {host.path}", hint=hint)
-    run = read_run_info(host.path)
-    if host.run and (
-        run is None
-        or (run.run_id, run.started_ns)
-        != (
-            host.run.run_id,
-            host.run.started_ns,
-        )
-    ):
+    if host.run and _which(read_run_info(host.path)) != _which(host.run):
         raise UserError(f"worker on {here}: another trace at {host.path}", hint=hint)
+
+
+def _which(run: RunInfo | None) -> tuple[str, int] | None:
+    return (run.run_id, run.started_ns) if run else None
 
 
 class _Teller:

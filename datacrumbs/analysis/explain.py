@@ -103,7 +103,6 @@ class _Home:
 
     trace: HostTrace
     counts: dict[str, int]
-    functions: Functions
     processes: list[Process]
     paths: Paths
     ranks: Ranks
@@ -111,10 +110,9 @@ class _Home:
     @classmethod
     def of(cls, host: HostTrace, part: Attribution, ranks: Ranks) -> _Home:
         processes = ProcessIndex(host.table("processes")).processes()
-        functions = Functions(host.table("functions"))
         counts = {name: getattr(part, name) for name in _COUNTS}
         paths = Paths.of(host.table("files"))
-        return cls(host, counts, functions, processes, paths, ranks)
+        return cls(host, counts, processes, paths, ranks)
 
     def light(self, part: Attribution) -> _Home:
         """With the paths of the slowest calls only: there may be many hosts."""
@@ -122,7 +120,8 @@ class _Home:
         return replace(self, paths=self.paths.only(slow))
 
     def add_to(self, targets: Targets, part: Attribution) -> None:
-        targets.add(self.trace.host, part, self.functions, self.who, self.paths.names)
+        functions = Functions(self.trace.table("functions"))  # large: not one for each host
+        targets.add(self.trace.host, part, functions, self.who, self.paths.names)
 
     def who(self, number: int) -> Who:
         host = self.trace.host

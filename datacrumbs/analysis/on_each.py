@@ -11,6 +11,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing.connection import Connection
+from types import ModuleType
 from typing import Protocol, TypeVar
 
 from datacrumbs.errors import UserError
@@ -111,7 +113,22 @@ def _beside(
 
 
 def _submit(pool: ProcessPoolExecutor, host: HostTrace, work: Callable[..., T]) -> Future[T]:
-    return pool.submit(_work, host, work)
+    with _hidden_main():  # it may start a process
+        return pool.submit(_work, host, work)
+
+
+@contextlib.contextmanager
+def _hidden_main() -> Iterator[None]:
+    """A process that starts now does not first run the program that called us once more.
+
+    So a script of two lines needs no ``if __name__ == "__main__"``.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _listen(told: Connection, progress: Progress) -> None:

@@ -85,7 +85,7 @@ def check_selection(selection: Selection, trace: Trace, ranks: Ranks) -> list[Ho
     if unknown := sorted(selection.hosts - names):
         raise _absent(trace, f"host {unknown[0]}", unknown[0], names)
     hosts = [host for host in trace.hosts if not selection.hosts or host.host in selection.hosts]
-    tables = [Functions(host.table("functions")) for host in hosts]
+    tables = (Functions(host.table("functions")) for host in hosts)  # large: one at a time
     known = [table[number] for table in tables for number in table.kinds()]
     layers = {function.layer for function in known}
     if selection.layer is not None and selection.layer not in layers:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from datacrumbs.analysis.attribution import Attribution, SlowCall
+from datacrumbs.analysis.attribution import SLOWEST, Attribution, SlowCall
 from datacrumbs.analysis.functions import MAX_FUNCTIONS, Functions
 from datacrumbs.analysis.keys import Index, Numbers
 from datacrumbs.analysis.places import Cells, NamedPlaces, Placed
@@ -70,7 +70,10 @@ class LaterSums:
 
 @dataclass(slots=True)
 class Target:
-    """All targets of one function on all hosts; ``number`` is its own among all such functions."""
+    """All targets of one function on all hosts; ``number`` is its own among all such functions.
+
+    ``slowest``: the longest, at most `SLOWEST`.
+    """
 
     key: Key
     op: Op
@@ -208,6 +211,7 @@ class Targets:
             slowest = self._target(key_of, func).slowest
             slowest += [(host, who(call.process), call) for call in calls]
             slowest.sort(key=lambda found: (-found[2].dur_ns, found[0], found[2].ts))
+            del slowest[SLOWEST:]
 
     def _target(self, key_of: _Names, func: int) -> Target:
         key = key_of(func)

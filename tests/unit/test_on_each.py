@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -78,6 +80,26 @@ def test_a_worker_that_is_killed_is_one_line(trace: Trace) -> None:
     with pytest.raises(UserError, match="a process that read the trace was killed") as raised:
         list(on_each(trace.hosts, [killed] * 12))
     assert "memory" in raised.value.hint
+
+
+SCRIPT = """
+import sys
+import datacrumbs
+from datacrumbs.analysis import on_each
+on_each.WORTH_WORKERS = 0
+on_each.os.sched_getaffinity = lambda _: {0, 1}
+print("once")
+print(datacrumbs.open_trace(sys.argv[1]).report().events)
+"""
+
+
+def test_a_plain_script_is_not_run_again_by_its_workers(trace: Trace, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    program = [sys.executable, "-P", script, trace.path]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout.split() == ["once", str(trace.about())]
 
 
 def test_what_comes_back_does_not_grow_with_the_events(tmp_path: Path) -> None:
