@@ -19,7 +19,7 @@ from datacrumbs.probes.model import (
     UsdtLayer,
     UserLayer,
 )
-from datacrumbs.tracer import arguments, layout, usdt
+from datacrumbs.tracer import arguments, io_uring, layout, usdt
 from datacrumbs.tracer.custom import Custom, attach_custom, plan_custom
 from datacrumbs.tracer.kernel_functions import attach_kernel, prepare_kernel
 from datacrumbs.tracer.libbpf import OBJECT_PATH, Object
@@ -111,21 +111,7 @@ def attach(
         constants.job_cgroup, constants.job_name = job.id, job.name.encode()
     tell_host(constants, config)
     plan = Plan(probes, constants)
-    users: list[tuple[UserLayer, list[Numbered]]] = []
-    points: list[usdt.Opened] = []
-    programs: list[tuple[CustomLayer, dict[str, int]]] = []
-    for layer in probes.layers:
-        if isinstance(layer, SyscallLayer):
-            plan_syscalls(layer, plan)
-        elif isinstance(layer, UserLayer):
-            users.append((layer, plan_user(layer, plan)))
-        elif isinstance(layer, UsdtLayer):
-            opened = usdt.open_usdt(layer, plan)
-            points += [opened] if opened else []
-        elif isinstance(layer, CustomLayer):
-            programs.append((layer, plan_custom(layer, plan)))
-        elif not isinstance(layer, KernelLayer):
-            plan.skipped.append((layer.name, "all", "this version cannot attach such a layer"))
+    users, points, programs = _plan_layers(plan)
     kernel = prepare_kernel(bpf, plan)
     rings, ring_bytes = ring_sizes(config, possible_cpus())
     bpf.set_entries("rings", rings)
@@ -134,6 +120,7 @@ def attach(
     mechanism = choose() if users or points else Mechanism.SINGLE
     prepare(bpf, mechanism if users else None)
     usdt.prepare(bpf, points, mechanism)
+    io_uring.prepare(bpf, plan)
     arguments.reserve(bpf, plan.arguments)
     bpf.load()
     arguments.tell(bpf, plan.arguments)
@@ -148,6 +135,7 @@ def attach(
     custom = attach_custom(programs, plan, allowed=config.policy.custom, log=log)
     if not any(count for *_, count in plan.mechanisms):
         raise UserError("no probe of the probe file can be attached on this host")
+    io_uring.attach_operations(bpf, plan)
     attach_syscalls(bpf, plan)
     attached = Attached(
         bpf,
@@ -164,6 +152,30 @@ def attach(
         read_all(attached.mark_job_fd)
     attach_client(bpf, config.client_library_path())
     return attached
+
+
+def _plan_layers(
+    plan: Plan,
+) -> tuple[
+    list[tuple[UserLayer, list[Numbered]]],
+    list[usdt.Opened],
+    list[tuple[CustomLayer, dict[str, int]]],
+]:
+    """Number the functions of all layers but the kernel's, in the order of the probe list."""
+    users, points, programs = [], [], []
+    for layer in plan.probes.layers:
+        if isinstance(layer, SyscallLayer):
+            plan_syscalls(layer, plan)
+        elif isinstance(layer, UserLayer):
+            users.append((layer, plan_user(layer, plan)))
+        elif isinstance(layer, UsdtLayer):
+            opened = usdt.open_usdt(layer, plan)
+            points += [opened] if opened else []
+        elif isinstance(layer, CustomLayer):
+            programs.append((layer, plan_custom(layer, plan)))
+        elif not isinstance(layer, KernelLayer):
+            plan.skipped.append((layer.name, "all", "this version cannot attach such a layer"))
+    return users, points, programs
 
 
 def add_profiles(bpf: Object, entries: int) -> list[int]:

@@ -6,7 +6,7 @@ import platform
 
 from datacrumbs.probes.model import SyscallLayer
 from datacrumbs.probes.syscalls import NO_ROLES, ROLES, Roles, available
-from datacrumbs.tracer import layout
+from datacrumbs.tracer import io_uring, layout
 from datacrumbs.tracer.libbpf import Object
 from datacrumbs.tracer.plan import Plan, select_bits
 
@@ -36,6 +36,8 @@ def plan_syscalls(layer: SyscallLayer, plan: Plan) -> None:
             call, select = plan.config.calls[number], select_bits(layer.select)
             _fill_call(call, func, roles, select, lean=plan.lean(layer))
             count += 1
+            if name == io_uring.ENTRY:
+                io_uring.plan_operations(layer, plan)
     plan.mechanisms.append((layer.name, "syscalls", "tp_btf", count))
 
 

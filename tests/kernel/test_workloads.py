@@ -350,13 +350,6 @@ mmap.mmap(fd, 8192, offset=4096).flush()
     assert trace.calls("ret", "name = 'msync' AND size = 8192") == [(0,)]
 
 
-def test_io_uring_is_counted(traced_run: TracedRun) -> None:
-    script = "import ctypes\nfor i in range(3): ctypes.CDLL(None).syscall(425, 0, 0)"
-    trace = traced_python(traced_run, script)
-    rows = trace.calls("ret < 0", "name = 'io_uring_setup'")
-    assert rows == [(True,)] * 3
-
-
 BLOCKED = "import os; r, w = os.pipe(); print(1, flush=True); os.read(r, 4321)"
 
 

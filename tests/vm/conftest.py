@@ -102,6 +102,8 @@ def _runs(kernel: str, shared: Path) -> Booted:
     shared.chmod(0o755)
     runs = {name: _site(shared / name) for name in OFFERS[kernel]}
     subprocess.run(["cc", "-O1", "-o", shared / "work", HERE / "work.c"], check=True)
+    ring = HERE.parent / "kernel" / "io_uring.c"
+    subprocess.run(["cc", "-O1", "-o", shared / "io_uring", ring, "-luring"], check=True)
     sites = [run.root for run in runs.values()]
     explained_run = explained.prepare(shared) if kernel == EXPLAINED else None
     sites += [explained_run.root] if explained_run else []

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
+from kernel.test_io_uring import OPERATIONS, operations_on
 from kernel.tracing import Trace
 from vm.conftest import FUNCTIONS, MISSING, NONE, OFFERS, POINTS, Booted
 
@@ -104,6 +105,11 @@ def test_work_of_kernel_threads_is_linked_to_who_dirtied_the_file(booted: Booted
         ((pid,),) = trace.sql("SELECT DISTINCT pid FROM calls WHERE path = ? AND fd >= 0", path)
         rows = trace.calls("flags, pid", f"name = 'ext4_writepages' AND path = '{path}'")
         assert rows and set(rows) == {(ASYNC, pid)}, mechanism
+
+
+def test_operations_of_io_uring(booted: Booted) -> None:
+    for mechanism, run in booted.runs.items():
+        assert operations_on(run.trace(), "/mnt/ext4/ring.out") == OPERATIONS, mechanism
 
 
 def test_arguments_are_kept(booted: Booted) -> None:
