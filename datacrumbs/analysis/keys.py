@@ -60,7 +60,7 @@ def grow(array: NDArray[Any], rows: int) -> NDArray[Any]:
 
 
 class KeyIndex:
-    """Numbers keys 0, 1, 2, ... as they come. Memory: 16 to 24 bytes for each different key.
+    """Numbers keys 0, 1, 2, ... as they come. Memory: 16 to 32 bytes for each different key.
 
     A hash table with linear probing, at most half full, in which a whole batch of keys takes
     each step together. (A search in sorted keys waits for memory at each of its steps.)
