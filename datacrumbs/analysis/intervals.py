@@ -66,9 +66,8 @@ class Unions:
         line = np.cumsum(np.r_[False, ordered[1:] != ordered[:-1]])
         first = int(start.min())
         span = max(int(end.max()), int(start.max())) - first + 1
-        if (int(line[-1]) + 1) * span > _ROOM and len(
-            series
-        ) > 1:  # the line would be longer than an int64
+        # the line would be longer than an int64
+        if (int(line[-1]) + 1) * span > _ROOM and len(series) > 1:
             self._add_halves(series, start, end)
             return
         shift = line * span - first

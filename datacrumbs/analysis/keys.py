@@ -43,6 +43,13 @@ def in_order_of(series: Index) -> Index:
     return packed
 
 
+def firsts(values: NDArray[Any]) -> Index:
+    """Where runs of equal values begin."""
+    begins = np.ones(len(values), bool)
+    np.not_equal(values[1:], values[:-1], out=begins[1:])
+    return np.flatnonzero(begins)
+
+
 def grow(array: NDArray[Any], rows: int) -> NDArray[Any]:
     """``array``, or a copy with zeros appended, so that it has at least ``rows`` rows."""
     if rows <= len(array):
@@ -53,7 +60,7 @@ def grow(array: NDArray[Any], rows: int) -> NDArray[Any]:
 
 
 class KeyIndex:
-    """Numbers keys 0, 1, 2, ... as they come. Memory: 16 to 24 bytes for each different key.
+    """Numbers keys 0, 1, 2, ... as they come. Memory: 16 to 32 bytes for each different key.
 
     A hash table with linear probing, at most half full, in which a whole batch of keys takes
     each step together. (A search in sorted keys waits for memory at each of its steps.)
@@ -75,7 +82,8 @@ class KeyIndex:
         missing = np.flatnonzero(found == _EMPTY)
         room = len(missing) if limit is None else max(0, limit - len(self))
         if len(missing) and room:
-            self._add(np.unique(keys[missing])[:room])
+            fresh = np.sort(keys[missing])  # numpy.unique hashes: 100 times as slow
+            self._add(fresh[firsts(fresh)][:room])
             found[missing] = self._find(keys[missing])
         return found
 

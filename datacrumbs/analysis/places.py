@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from datacrumbs.analysis.keys import Index, Numbers, distinct
+from datacrumbs.analysis.keys import Index, Numbers, distinct, firsts
 
 MAX_CELLS = 1 << 22
 """Counts that are kept, at most: 16 bytes each, and some five times that while they are sorted."""
@@ -82,7 +82,7 @@ class Places:
     def _forget(self) -> None:
         """Half of the cells stay: those of the places with most calls, each by owner."""
         place = self._keys >> _BUCKET_BITS
-        first = _firsts(place)
+        first = firsts(place)
         calls = np.add.reduceat(self._counts, first)
         cells = np.diff(np.append(first, len(place)))
         order = np.argsort(-calls, kind="stable")
@@ -96,7 +96,7 @@ class Places:
 def _counted(keys: Keys) -> tuple[Numbers, Numbers]:
     """Each key once, sorted, and how often it is there."""
     keys = np.sort(keys)
-    first = _firsts(keys)
+    first = firsts(keys)
     return keys[first], np.diff(np.append(first, len(keys)))
 
 
@@ -104,15 +104,8 @@ def _summed(keys: Keys, counts: Numbers) -> tuple[Numbers, Numbers]:
     """Each key once, sorted, and the sum of its ``counts``."""
     order = np.argsort(keys, kind="stable")  # linear where parts are sorted
     keys = keys[order]
-    first = _firsts(keys)
+    first = firsts(keys)
     return keys[first], np.add.reduceat(counts[order], first) if len(keys) else counts
-
-
-def _firsts(values: Keys) -> Index:
-    """Where runs of equal values begin."""
-    begins = np.ones(len(values), bool)
-    np.not_equal(values[1:], values[:-1], out=begins[1:])
-    return np.flatnonzero(begins)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +131,7 @@ class Placed(Generic[T]):
         """How many fast and slow calls each place has, given which buckets are which."""
         if not len(self.place):
             return {}
-        first = _firsts(self.place)
+        first = firsts(self.place)
         columns = (
             np.add.reduceat(np.where(side[self.bucket], self.count, 0), first).tolist()
             for side in (fast, slow)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from datacrumbs.analysis.functions import MAX_FUNCTIONS, Flags, Functions
 from datacrumbs.analysis.intervals import Union, Unions
-from datacrumbs.analysis.keys import Index, KeyIndex, Numbers, grow, in_order_of
+from datacrumbs.analysis.keys import Index, KeyIndex, Numbers, firsts, grow, in_order_of
 from datacrumbs.analysis.order import Columns
 from datacrumbs.analysis.processes import ProcessIndex
 from datacrumbs.analysis.profile import Profiled, ProfiledTime, profiled_of
@@ -395,7 +395,7 @@ def _runs(series: Index) -> tuple[Index, Index]:
     """Rows by series in the order they came, and where each series begins."""
     order = in_order_of(series)
     ordered = series[order]
-    return order, np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    return order, firsts(ordered)
 
 
 @dataclass(slots=True)

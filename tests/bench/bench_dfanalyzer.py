@@ -58,7 +58,7 @@ def theirs(exported: Path, scratch: Path, timeout_s: float) -> tuple[Totals, Mea
         *("analyzer=dftracer", "analyzer/preset=posix", "output=json"),
         *(f"trace_path={exported}", f"hydra.run.dir={scratch}/out"),
     ]
-    found = measure(command, environment=environment, cwd=scratch, timeout_s=timeout_s)
+    found = measure(command, environment=environment, cwd=scratch, timeout_s=timeout_s, quiet=True)
     (view,) = (scratch / "out" / "checkpoints").glob("_flat_view_proc_name*.parquet")
     sums = pl.read_parquet(view).select(
         pl.col("posix_count_sum", "posix_data_size_sum", "posix_time_sum").sum()
@@ -119,7 +119,9 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         totals = row["totals"]
         print(
             f"{row['events'] / 1e6:.0f} M events: {totals['calls']:,} system calls, "
-            f"{totals['bytes']:,} bytes, {totals['time_us'] / 1e6:,.3f} s, the same from both"
+            f"{totals['bytes']:,} bytes, {totals['time_us'] / 1e6:,.3f} s"
+            + ", the same from both"
+            * (row["dfanalyzer"] is not None)
         )
         for name in ("report", "dfanalyzer", "export"):
             one = row[name]

@@ -45,14 +45,22 @@ def measure(
     environment: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     timeout_s: float = 24 * 3600,
+    quiet: bool = False,
 ) -> Measured:
     """Run ``command`` to its end. Raises SystemExit if it fails, TimeoutError after ``timeout_s``,
     when it has been ended with all of its processes.
+
+    ``quiet``: its standard error is part of the output, and seen only if it fails.
     """
     with tempfile.TemporaryFile() as output:
         begin = time.perf_counter()
         process = subprocess.Popen(
-            command, stdout=output, env=environment, cwd=cwd, start_new_session=True
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT if quiet else None,
+            env=environment,
+            cwd=cwd,
+            start_new_session=True,
         )
         with _ended_after(timeout_s, process.pid) as late:
             _, status, usage = os.wait4(process.pid, 0)
@@ -60,15 +68,17 @@ def measure(
         process.returncode = os.waitstatus_to_exitcode(status)
         if late.is_set():
             raise TimeoutError(f"{Path(command[0]).name}: not done after {timeout_s:.0f} s")
-        if process.returncode:
-            raise SystemExit(f"{Path(command[0]).name} failed: {process.returncode}")
         output.seek(0)
+        said = output.read()
+        if process.returncode:
+            end = said[-2000:].decode(errors="replace") if quiet else ""
+            raise SystemExit(f"{Path(command[0]).name} failed: {process.returncode}\n{end}".strip())
         return Measured(
             s=took_s,
             cpu_s=usage.ru_utime + usage.ru_stime,
             peak_bytes=usage.ru_maxrss * 1024,
             load=os.getloadavg()[0],
-            output=output.read(),
+            output=said,
         )
 
 

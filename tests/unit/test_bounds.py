@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -291,3 +292,31 @@ def test_what_was_forgotten_is_said(tmp_path: Path) -> None:
     assert found.reads.compared == 0
     assert any("so many others" in note for note in found.notes)
     assert found.reads.count == 200
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_slow_call_is_whole_however_its_events_are_cut(tmp_path: Path, seed: int) -> None:
+    """Segments of 5 events, of which many start before the end of the one before."""
+    (host,) = random_hosts(seed, threads=4, calls=12)
+    trace = open_trace(write_run(tmp_path, [host], segment_events=5))
+    with mock.patch("datacrumbs.trace.reader.BATCH_ROWS", 3):
+        found = explain(trace, Selection())
+    trees = {(host.mono_ns(call.start), call.dur): call for call in _all(host.calls())}
+    checked = 0
+    for slow in (call for explained in found.explained for call in explained.slowest):
+        answer = breakdown([trees[slow.ts, slow.dur_ns]])
+        path: list[str] = []
+        inside = {}
+        for inner in slow.inside:
+            path[inner.depth :] = [inner.name]
+            inside[tuple(path)] = (inner.count, inner.time_ns, inner.self_ns)
+        assert inside == {p: (s.count, s.time_ns, s.self_ns) for p, s in answer.items()}
+        checked += len(inside) > 1
+    assert checked
+
+
+def _all(calls: list[Call]) -> Iterator[Call]:
+    """All of them, each behind those inside it: of two at the same time, the outer one is last."""
+    for call in calls:
+        yield from _all(call.inner)
+        yield call
