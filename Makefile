@@ -25,7 +25,7 @@ endif
 PACKAGES := acl clang llvm bpftool libbpf-dev libbpf1 gcc g++ libc6-dev libslurm-dev python3 \
 	chromium chromium-driver fonts-dejavu-core \
 	python3-venv python3-bpfcc linux-headers-$(shell dpkg --print-architecture) \
-	libhdf5-openmpi-dev libopenmpi-dev openmpi-bin \
+	libhdf5-openmpi-dev libopenmpi-dev liburing-dev openmpi-bin \
 	debootstrap e2fsprogs fio fuse2fs git groff-base iproute2 libcap2-bin libseccomp2 \
 	musl-tools openssh-client openssh-server patchelf sqlite3 strace systemd systemtap-sdt-dev \
 	tar time util-linux busybox-static cpio kmod qemu-system-x86 xfsprogs xz-utils zstd

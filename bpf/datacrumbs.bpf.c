@@ -20,4 +20,5 @@ char LICENSE[] SEC("license") = "GPL";
 #include "subject.h"
 #include "kernel_functions.h"
 #include "points.h"
+#include "uring.h"
 #include "who.h"

@@ -5,7 +5,7 @@
 #pragma once
 #include <linux/types.h>
 
-#define DC_LAYOUT 6
+#define DC_LAYOUT 7
 #define DC_SYSCALLS 512	     /* system call numbers below this can be traced */
 #define DC_MAX_CPUS 1024     /* counters are kept per CPU, modulo this */
 #define DC_RUN_ID_MAX 64
@@ -13,6 +13,7 @@
 #define DC_DEPTH 64	     /* user functions nested on one thread; a power of two */
 #define DC_KERNEL_DEPTH 64   /* kernel functions nested on one thread; a power of two */
 #define DC_POINTS 64	     /* tracepoints in use, a program for each */
+#define DC_URING_OPERATIONS 64 /* io_uring's opcodes below this can be traced */
 #define DC_RULES 32	     /* path prefixes, include and exclude together */
 #define DC_RULE_MAX 256	     /* bytes of one, with what ends it */
 #define DC_POWERS 48	     /* of a profile's histogram: the last has longer calls, too */
@@ -44,6 +45,19 @@ enum {
 	DC_RETURNS_FD = 2,
 	DC_LEAN = 4, /* profile mode, no path rules: which file it is about does not matter */
 	DC_PROBED = 8, /* its own function is probed: call_session */
+	DC_CHANGES_DIR = 16, /* afterwards, the directory that its path named is where paths start */
+};
+
+/* what to do about one opcode of io_uring */
+struct dc_operation {
+	__u16 func; /* 0: not wanted */
+	__u8 bits, unused;
+};
+enum {
+	DC_URING_FILE = 1,     /* its descriptor is one that it works on */
+	DC_URING_TRANSFER = 2, /* it has an offset and a size */
+	DC_URING_VECTOR = 4,   /* the size is a number of buffers */
+	DC_URING_OPENS = 8,    /* it returns a descriptor */
 };
 
 /* any function, by its number; argument indices are -1 for none. Of no kernel function: zeros. */
@@ -140,6 +154,7 @@ struct dc_config {
 	struct dc_function functions[DC_FUNCTIONS];
 	struct dc_layer layers[DC_LAYERS];
 	struct dc_point points[DC_POINTS];
+	struct dc_operation operations[DC_URING_OPERATIONS];
 	struct dc_rule rules[DC_RULES]; /* first those to include, then those to exclude */
 	__u32 includes, rules_used;
 	char run_id[DC_RUN_ID_MAX];

@@ -154,6 +154,26 @@ struct kiocb {
 	struct file *ki_filp;
 	long long ki_pos;
 };
+struct io_cqe {
+	int fd;
+};
+struct io_kiocb {
+	struct file *file;
+	__u8 opcode;
+	__u64 flags;
+	struct io_cqe cqe;
+};
+struct io_rw {
+	struct kiocb kiocb;
+	__u32 len;
+};
+struct io_open {
+	__u32 file_slot;
+};
+struct io_uring_cqe {
+	__s32 res;
+	__u32 flags;
+};
 struct iov_iter {
 	unsigned long count;
 };

@@ -9,10 +9,11 @@ struct request_start {
 	__u64 file;
 	__s64 offset, size;
 	__s32 pid, tid;
-	__u32 func, unused;
+	__u32 func;
+	__s32 fd;
 };
 
-/* requests that a device works on */
+/* requests that a device, or io_uring, works on; by address */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
@@ -40,7 +41,7 @@ static __always_inline void issue(const struct found *found, const struct subjec
 	struct request_start start = {
 		.ts = bpf_ktime_get_ns(), .file = found->file, .offset = subject->offset,
 		.size = subject->size, .pid = found->pid, .tid = found->tid,
-		.func = func + (what < 2 ? what : 2),
+		.func = func + (what < 2 ? what : 2), .fd = -1,
 	};
 
 	if (bpf_map_update_elem(&requests, &request, &start, BPF_ANY))
@@ -93,6 +94,23 @@ static __noinline int at_point(struct bpf_raw_tracepoint_args *ctx,
 	else
 		emit_found(&found, &subject, point->func, ret);
 	return 0;
+}
+
+static long emit_request(void *map, __u64 *key, struct request_start *start, void *unused)
+{
+	struct dc_event event = {
+		.ts = start->ts, .dur = bpf_ktime_get_ns() - start->ts, .file = start->file,
+		.offset = start->offset, .size = start->size, .fd = start->fd, .func = start->func,
+		.flags = DC_ASYNC | DC_UNFINISHED, .pid = start->pid, .tid = start->tid,
+	};
+	finish_open(&event);
+	return 0;
+}
+
+/* The requests that are still worked on when the run ends. */
+static __always_inline void emit_unfinished_requests(void)
+{
+	bpf_for_each_map_elem(&requests, emit_request, 0, 0);
 }
 
 #define POINT(n)                                                                                   \

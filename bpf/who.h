@@ -124,8 +124,10 @@ int unfinished(struct bpf_iter__task *ctx)
 {
 	struct task_struct *task = ctx->task;
 
-	if (!task)
+	if (!task) { /* once, after the last */
+		emit_unfinished_requests();
 		return 0;
+	}
 	struct dc_task *self = bpf_task_storage_get(&tasks, task, 0, 0);
 	if (self) {
 		emit_unfinished(self);

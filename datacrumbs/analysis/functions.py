@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datacrumbs.probes.syscalls import NO_ROLES, ROLES
-from datacrumbs.trace.schema import Op
+from datacrumbs.trace.schema import SYSCALL_KINDS, Op
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,7 +40,8 @@ class Function:
 
     @property
     def syscall(self) -> bool:
-        return self.kind == "syscall"
+        """A system call, or what io_uring carries out in place of one."""
+        return self.kind in SYSCALL_KINDS
 
 
 class Functions:
@@ -90,4 +91,4 @@ def _function(row: dict[str, str]) -> Function:
 def _is_io(function: Function) -> bool:
     if function.op == Op.WAIT:
         return False
-    return not function.syscall or ROLES.get(function.name, NO_ROLES) is not NO_ROLES
+    return function.kind != "syscall" or ROLES.get(function.name, NO_ROLES) is not NO_ROLES

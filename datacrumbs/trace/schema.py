@@ -67,6 +67,9 @@ class Op(StrEnum):
     OTHER = "other"
 
 
+SYSCALL_KINDS = ("syscall", "io_uring")
+"""Kinds of functions that a program asks the kernel for: results below 0 are errors."""
+
 EVENTS = "events"
 FUNCTIONS = "functions"
 FILES = "files"
@@ -101,7 +104,7 @@ def arrow_schema(table: str) -> pa.Schema:
                 need("func", pa.uint16()),
                 need("layer", pa.string()),
                 need("name", pa.string()),
-                need("kind", pa.string()),  # syscall | user | kernel | usdt | custom
+                need("kind", pa.string()),  # syscall | io_uring | user | kernel | usdt | custom
                 need("op", pa.string()),  # Op
                 pa.field("binary", pa.string()),  # the ELF file of a user function
             ]

@@ -19,7 +19,7 @@ from datacrumbs.probes.model import (
     UsdtLayer,
     UserLayer,
 )
-from datacrumbs.tracer import arguments, layout, system_calls, usdt
+from datacrumbs.tracer import arguments, io_uring, layout, system_calls, usdt
 from datacrumbs.tracer.custom import Custom, attach_custom, plan_custom
 from datacrumbs.tracer.kernel_functions import attach_kernel, prepare_kernel
 from datacrumbs.tracer.libbpf import OBJECT_PATH, Object
@@ -34,6 +34,9 @@ from datacrumbs.tracer.user_functions import (
     plan_user,
     prepare,
 )
+
+MAP_ENTRY_BYTES = 300
+"""Of a hash map in profile mode: key, value, the kernel's own 48 bytes, and a bucket's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,21 +115,7 @@ def attach(
         constants.job_cgroup, constants.job_name = job.id, job.name.encode()
     tell_host(constants, config)
     plan = Plan(probes, constants)
-    users: list[tuple[UserLayer, list[Numbered]]] = []
-    points: list[usdt.Opened] = []
-    programs: list[tuple[CustomLayer, dict[str, int]]] = []
-    for layer in probes.layers:
-        if isinstance(layer, SyscallLayer):
-            plan_syscalls(layer, plan)
-        elif isinstance(layer, UserLayer):
-            users.append((layer, plan_user(layer, plan)))
-        elif isinstance(layer, UsdtLayer):
-            opened = usdt.open_usdt(layer, plan)
-            points += [opened] if opened else []
-        elif isinstance(layer, CustomLayer):
-            programs.append((layer, plan_custom(layer, plan)))
-        elif not isinstance(layer, KernelLayer):
-            plan.skipped.append((layer.name, "all", "this version cannot attach such a layer"))
+    users, points, programs = _plan_layers(plan)
     kernel = prepare_kernel(bpf, plan)
     system_calls.leave_out(bpf, plan)
     rings, ring_bytes = ring_sizes(config, possible_cpus())
@@ -136,6 +125,7 @@ def attach(
     mechanism = choose() if users or points else Mechanism.SINGLE
     prepare(bpf, mechanism if users else None)
     usdt.prepare(bpf, points, mechanism)
+    io_uring.prepare(bpf, plan)
     arguments.reserve(bpf, plan.arguments)
     bpf.load()
     arguments.tell(bpf, plan.arguments)
@@ -148,6 +138,7 @@ def attach(
     usdt.attach_usdt(bpf, points, plan, mechanism)
     attach_kernel(bpf, kernel, plan)
     custom = attach_custom(programs, plan, allowed=config.policy.custom, log=log)
+    io_uring.attach_operations(bpf, plan)
     attach_syscalls(bpf, plan)
     if not any(count for *_, count in plan.mechanisms):
         raise UserError("no probe of the probe file can be attached on this host")
@@ -177,9 +168,39 @@ def size_maps(bpf: Object, config: SystemConfig, plan: Plan, *, rings: int, cell
     bpf.set_entries("cells", 2 * cells)
 
 
+def profile_bytes(entries: int) -> int:
+    """Kernel memory of profile mode: two maps, and two banks of cells."""
+    cells = 2 * profile_cells(entries) * ctypes.sizeof(layout.Cell)
+    return 2 * entries * MAP_ENTRY_BYTES + cells
+
+
 def profile_cells(entries: int) -> int:
     """Cells of one bank of profile mode, a power of two: one for eight entries of a map."""
     return power_of_two(max(entries // 8, 1))
+
+
+def _plan_layers(
+    plan: Plan,
+) -> tuple[
+    list[tuple[UserLayer, list[Numbered]]],
+    list[usdt.Opened],
+    list[tuple[CustomLayer, dict[str, int]]],
+]:
+    """Number the functions of all layers but the kernel's, in the order of the probe list."""
+    users, points, programs = [], [], []
+    for layer in plan.probes.layers:
+        if isinstance(layer, SyscallLayer):
+            plan_syscalls(layer, plan)
+        elif isinstance(layer, UserLayer):
+            users.append((layer, plan_user(layer, plan)))
+        elif isinstance(layer, UsdtLayer):
+            opened = usdt.open_usdt(layer, plan)
+            points += [opened] if opened else []
+        elif isinstance(layer, CustomLayer):
+            programs.append((layer, plan_custom(layer, plan)))
+        elif not isinstance(layer, KernelLayer):
+            plan.skipped.append((layer.name, "all", "this version cannot attach such a layer"))
+    return users, points, programs
 
 
 def add_profiles(bpf: Object, entries: int) -> list[int]:

@@ -20,11 +20,19 @@ from pathlib import Path
 
 from datacrumbs.config import SystemConfig, config_paths, load_system_config
 from datacrumbs.errors import UserError
-from datacrumbs.probes.model import FORMAT, KernelFunction, KernelLayer, Layer, ProbeList
+from datacrumbs.probes.model import (
+    FORMAT,
+    KernelFunction,
+    KernelLayer,
+    Layer,
+    ProbeList,
+    SyscallLayer,
+)
 from datacrumbs.run import host_name
-from datacrumbs.tracer import attach, kernel_functions, layout, usdt
+from datacrumbs.tracer import attach, io_uring, kernel_functions, layout, usdt
 from datacrumbs.tracer.libbpf import OBJECT_PATH, Object
 from datacrumbs.tracer.plan import Plan
+from datacrumbs.tracer.system_calls import plan_syscalls
 from datacrumbs.tracer.user_functions import (
     CLIENT_FUNCTION,
     Attacher,
@@ -199,13 +207,15 @@ def libbpf() -> Check:
 
 
 def memory(config: SystemConfig) -> Check:
-    """Memory for the configured rings and for the daemon."""
+    """Memory for the configured rings, for sums in profile mode and for the daemon."""
     text = Path("/proc/meminfo").read_text()
     available = int(re.findall(r"^MemAvailable:\s*(\d+) kB", text, re.MULTILINE)[0]) * 1024
+    profile = attach.profile_bytes(config.profile.entries)
     needed = _ring_bytes(config) + DAEMON_BYTES
     found = f"{_mib(available)} available; {_mib(needed)} needed, rings and daemon"
-    ok = available >= needed
-    remedy = "" if ok else "lower ring.total_bytes in system.yaml"
+    found += f"; {_mib(profile)} more in profile mode"
+    ok = available >= needed + profile
+    remedy = "" if ok else "lower ring.total_bytes or profile.entries in system.yaml"
     return Check("memory", ok, found, remedy)
 
 
@@ -222,7 +232,7 @@ def _mib(size_bytes: int) -> str:
 
 MECHANISMS = (
     *("BPF programs", "rings", "tracepoints", "task iterators", "uprobes", "uprobe links"),
-    "kernel functions",
+    *("kernel functions", "io_uring"),
 )
 
 
@@ -259,18 +269,15 @@ def _tried(bpf: Object, config: SystemConfig, words: list[str]) -> Iterator[Chec
     yield _trial("task iterators", lambda: _iterate(bpf), ", ".join(ITERATORS))
     yield from _try_uprobes(bpf, config.client_library_path(), mechanism)
     yield _try_kernel_functions()
+    yield _try_io_uring()
 
 
 def _try_kernel_functions() -> Check:
     """A function and tracepoints of the block layer, by the best that this kernel has."""
     name, tried = "kernel functions", [kernel_functions.TRIAL_FUNCTION, "block:block_rq"]
     layer = KernelLayer(name="trial", functions=[KernelFunction(name=one) for one in tried])
-    bpf = Object(OBJECT_PATH, log=lambda _: None)
-    constants = bpf.memory(".rodata.config", layout.Config)
-    constants.uid, constants.cpus_per_ring = NOBODY_UID, layout.MAX_CPUS
-    bpf.set_entries("strings", 1 << 16)
+    bpf, plan = _trial_plan(layer)
     try:
-        plan = Plan(_nobodys([layer]), constants)
         probes = kernel_functions.plan_kernel([layer], plan)
         kernel_functions.leave_out(bpf, probes)
         bpf.only(*probes.programs())
@@ -287,6 +294,37 @@ def _try_kernel_functions() -> Check:
     if failed:
         return Check(name, False, "; ".join(failed), "see the kernel's log: dmesg | grep -i probe")
     return Check(name, True, f"{probes.mechanism}; tracepoints: raw_tp")
+
+
+def _try_io_uring() -> Check:
+    """The tracepoints of io_uring's operations, in the form that this kernel has."""
+    name, layer = "io_uring", SyscallLayer(name="trial", functions=[io_uring.ENTRY])
+    bpf, plan = _trial_plan(layer)
+    plan_syscalls(layer, plan)
+    if plan.skipped:
+        return Check(name, True, "not in this kernel")
+    try:
+        bpf.only(*io_uring.PROGRAMS)
+        bpf.load()
+        io_uring.attach_operations(bpf, plan)
+    except UserError as error:
+        return _from_error(name, error, "see the kernel's log: dmesg | grep -i bpf")
+    finally:
+        bpf.detach()
+    failed = [why for *_, why in plan.skipped]
+    if failed:
+        remedy = "none on this kernel: only the system calls of io_uring are traced"
+        return Check(name, False, failed[0], remedy)
+    return Check(name, True, "operations: raw_tp")
+
+
+def _trial_plan(layer: Layer) -> tuple[Object, Plan]:
+    """An object that is not loaded, and a plan to fill for a user who does not exist."""
+    bpf = Object(OBJECT_PATH, log=lambda _: None)
+    constants = bpf.memory(".rodata.config", layout.Config)
+    constants.uid, constants.cpus_per_ring = NOBODY_UID, layout.MAX_CPUS
+    bpf.set_entries("strings", 1 << 16)
+    return bpf, Plan(_nobodys([layer]), constants)
 
 
 def _nobodys(layers: list[Layer]) -> ProbeList:
@@ -312,6 +350,7 @@ def _load(bpf: Object, config: SystemConfig) -> Mechanism:
             hint="reinstall datacrumbs",
         )
     kernel_functions.leave_out(bpf, kernel_functions.KernelProbes())
+    bpf.leave_out(*io_uring.PROGRAMS)
     constants.uid = NOBODY_UID
     constants.cpus_per_ring = config.ring.cpus_per_ring
     bpf.set_entries("rings", attach.ring_sizes(config, attach.possible_cpus())[0])

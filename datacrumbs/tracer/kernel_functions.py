@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from datacrumbs.errors import UserError
+from datacrumbs.probes.btf import KernelTypes, kernel_types
 from datacrumbs.probes.model import ArgumentType, KernelFunction, KernelLayer
 from datacrumbs.tracer import layout, points
 from datacrumbs.tracer.kernel_roles import NO_ROLES, op_of, roles_of
-from datacrumbs.tracer.kernel_types import KernelTypes, kernel_types
 from datacrumbs.tracer.libbpf import (
     KPROBE_MULTI,
     KPROBE_SESSION,
@@ -111,7 +110,7 @@ def plan_kernel(layers: list[KernelLayer], plan: Plan) -> KernelProbes:
     probes = KernelProbes()
     if not layers:
         return probes
-    types = _types()
+    types = kernel_types()
     names = [function.name for layer in layers for function in layer.functions]
     if any(not points.is_point(name) for name in names):
         probes.mechanism = mechanism()
@@ -119,16 +118,6 @@ def plan_kernel(layers: list[KernelLayer], plan: Plan) -> KernelProbes:
         _plan_layer(layer, plan, probes, types)
     probes.dirt_event = points.dirt_event(types)
     return probes
-
-
-def _types() -> KernelTypes:
-    try:
-        return kernel_types()
-    except OSError as error:
-        raise UserError(
-            f"{error.filename}: {error.strerror}: kernel functions need the kernel's types",
-            hint="run datacrumbs_doctor on this host",
-        ) from error
 
 
 def _plan_layer(layer: KernelLayer, plan: Plan, probes: KernelProbes, types: KernelTypes) -> None:
@@ -192,7 +181,7 @@ def leave_out(bpf: Object, probes: KernelProbes) -> None:
     everything = {*PROGRAMS, "on_dirty", *(points.program(slot) for slot in range(points.SLOTS))}
     bpf.leave_out(*(everything - probes.programs()))
     if not probes.layers:
-        bpf.without_maps("dirty", "devices", "requests")
+        bpf.without_maps("dirty", "devices")
     _set_kind(bpf, probes.mechanism, _USED[probes.mechanism])
 
 

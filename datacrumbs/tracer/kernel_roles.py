@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from datacrumbs.probes.btf import Btf, Kind, Prototype, Type
 from datacrumbs.trace.schema import Op
 from datacrumbs.tracer import layout
-from datacrumbs.tracer.kernel_types import Btf, Kind, Prototype, Type
 from datacrumbs.tracer.layout import Returns, Subject
 
 SUBJECTS = {  # by preference: what tells most comes first

@@ -6,12 +6,13 @@ import ctypes
 import struct
 from enum import IntEnum
 
-LAYOUT = 6
+LAYOUT = 7
 SYSCALLS = 512
 FUNCTIONS = 65536
 LAYERS = 256
 POINTS = 64
 POINT_ARGUMENTS = 8
+URING_OPERATIONS = 64
 MAX_CPUS = 1024
 RUN_ID_BYTES = 64
 JOB_NAME_BYTES = 64
@@ -21,7 +22,8 @@ RULE_BYTES = 256
 POWERS = 48
 
 JOINED, IN_JOB = 1, 2
-USES_POS, RETURNS_FD, LEAN, PROBED = 1, 2, 4, 8
+USES_POS, RETURNS_FD, LEAN, PROBED, CHANGES_DIR = 1, 2, 4, 8, 16
+URING_FILE, URING_TRANSFER, URING_VECTOR, URING_OPENS = 1, 2, 4, 8
 PROFILED, MOVES, ERRNO, LIMITED = 1, 2, 4, 8
 
 
@@ -39,6 +41,16 @@ class Call(ctypes.Structure):
                 *("fd2", "offset2_ptr", "path2", "dirfd2"),
             )
         ),
+    )
+
+
+class Operation(ctypes.Structure):
+    """struct dc_operation: what to do about one opcode of io_uring."""
+
+    _fields_ = (
+        ("func", ctypes.c_uint16),
+        ("bits", ctypes.c_uint8),
+        ("unused", ctypes.c_uint8),
     )
 
 
@@ -145,6 +157,7 @@ class Config(ctypes.Structure):
         ("functions", Function * FUNCTIONS),
         ("layers", Layer * LAYERS),
         ("points", Point * POINTS),
+        ("operations", Operation * URING_OPERATIONS),
         ("rules", Rule * RULES),
         ("includes", ctypes.c_uint32),
         ("rules_used", ctypes.c_uint32),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from datacrumbs.errors import UserError
 from datacrumbs.probes.model import Argument, Layer, Mode, ProbeList, Select
-from datacrumbs.trace.schema import Op
+from datacrumbs.trace.schema import SYSCALL_KINDS, Op
 from datacrumbs.tracer import layout
 
 MOVING = {Op.READ, Op.WRITE, Op.COPY}
@@ -68,7 +68,7 @@ class Plan:
         entry.bits = (
             (layer.mode is Mode.PROFILE) * layout.PROFILED
             | (op in MOVING) * layout.MOVES
-            | (kind == "syscall") * layout.ERRNO
+            | (kind in SYSCALL_KINDS) * layout.ERRNO
             | bool(layer.min_duration_ns or layer.max_per_s) * layout.LIMITED
         )
         if arguments and layer.mode is Mode.TRACE:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from datacrumbs.probes.btf import Btf, KernelTypes, Prototype
 from datacrumbs.probes.model import KernelLayer
 from datacrumbs.trace.schema import Op
 from datacrumbs.tracer import layout
 from datacrumbs.tracer.kernel_roles import op_of, result_of, roles_of
-from datacrumbs.tracer.kernel_types import Btf, KernelTypes, Prototype
 from datacrumbs.tracer.layout import Part
 from datacrumbs.tracer.libbpf import Object
 from datacrumbs.tracer.plan import Plan

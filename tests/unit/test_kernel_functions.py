@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from datacrumbs.trace.schema import Op
-from datacrumbs.tracer import layout, points
-from datacrumbs.tracer.kernel_functions import why_not
-from datacrumbs.tracer.kernel_roles import Roles, op_of, result_of, roles_of
-from datacrumbs.tracer.kernel_types import (
+from datacrumbs.probes.btf import (
     BTF_DIRECTORY,
     Btf,
     KernelTypes,
@@ -17,6 +13,10 @@ from datacrumbs.tracer.kernel_types import (
     Type,
     kernel_types,
 )
+from datacrumbs.trace.schema import Op
+from datacrumbs.tracer import layout, points
+from datacrumbs.tracer.kernel_functions import why_not
+from datacrumbs.tracer.kernel_roles import Roles, op_of, result_of, roles_of
 from datacrumbs.tracer.layout import Returns, Subject
 
 pytestmark = pytest.mark.skipif(not BTF_DIRECTORY.exists(), reason="a kernel without BTF")

@@ -131,7 +131,7 @@ def test_python_and_c_agree_on_every_size_and_offset(tmp_path: Path) -> None:
         f'#include "{HEADER}"\n#include <stdio.h>\n#include <stddef.h>\n'
         "int main(void) {\n"
         'printf("%d %zu %zu %zu %zu %zu %zu\\n", DC_LAYOUT, sizeof(struct dc_call),'
-        " sizeof(struct dc_function), sizeof(struct dc_point),"
+        " sizeof(struct dc_function), sizeof(struct dc_point) + sizeof(struct dc_operation),"
         " sizeof(struct dc_config), sizeof(struct dc_counters), sizeof(struct dc_event));\n"
         'printf("%zu %zu %zu %zu\\n", offsetof(struct dc_string, text),'
         " offsetof(struct dc_string, pid), offsetof(struct dc_config, uid),"
@@ -148,7 +148,7 @@ def test_python_and_c_agree_on_every_size_and_offset(tmp_path: Path) -> None:
         layout.LAYOUT,
         ctypes.sizeof(layout.Call),
         ctypes.sizeof(layout.Function),
-        ctypes.sizeof(layout.Point),
+        ctypes.sizeof(layout.Point) + ctypes.sizeof(layout.Operation),
         ctypes.sizeof(layout.Config),
         ctypes.sizeof(layout.Counters),
         layout.EVENT_BYTES,

@@ -110,6 +110,8 @@ def _runs(kernel: str, shared: Path) -> Booted:
     for name in ("work", "busy"):
         command = ["cc", "-O1", "-pthread", "-o", str(shared / name), str(HERE / f"{name}.c")]
         subprocess.run(command, check=True)
+    ring = HERE.parent / "kernel" / "io_uring.c"
+    subprocess.run(["cc", "-O1", "-o", shared / "io_uring", ring, "-luring"], check=True)
     sites = [run.root for run in runs.values()]
     explained_run = explained.prepare(shared) if kernel == EXPLAINED else None
     sites += [explained_run.root] if explained_run else []

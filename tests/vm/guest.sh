@@ -41,6 +41,7 @@ stop() {
 known_work() {
 	for fs in ext4 xfs; do joined ./work "/mnt/$fs/$1" sync; done
 	joined ./work "/mnt/ext4/$1-later"
+	joined env -C /mnt/ext4 "$PWD/io_uring" >/dev/null
 	sync # by root: a kernel thread writes what the run left dirty
 	joined ./busy $busy
 }
