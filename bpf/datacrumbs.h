@@ -5,7 +5,7 @@
 #pragma once
 #include <linux/types.h>
 
-#define DC_LAYOUT 6
+#define DC_LAYOUT 7
 #define DC_SYSCALLS 512	     /* system call numbers below this can be traced */
 #define DC_MAX_CPUS 1024     /* counters are kept per CPU, modulo this */
 #define DC_RUN_ID_MAX 64
@@ -45,6 +45,7 @@ enum {
 	DC_RETURNS_FD = 2,
 	DC_LEAN = 4, /* profile mode, no path rules: which file it is about does not matter */
 	DC_PROBED = 8, /* its own function is probed: call_session */
+	DC_CHANGES_DIR = 16, /* afterwards, the directory that its path named is where paths start */
 };
 
 /* what to do about one opcode of io_uring */

@@ -308,6 +308,13 @@ static __always_inline __u64 see_name(struct dc_task *self, struct dc_string *re
 	return seen(self, id, fresh.bits);
 }
 
+/* The id of the working directory. */
+static __always_inline __u64 identify_directory(struct dc_task *self, struct task_struct *task)
+{
+	return identify_path(self, BPF_CORE_READ(task, fs, pwd.dentry),
+			     BPF_CORE_READ(task, fs, pwd.mnt), false);
+}
+
 /* The id of a path as the program gave it (`address`, in user memory, relative to `dirfd`). */
 __noinline __u64 named(struct dc_task *self, __u64 address, int dirfd, int must)
 {
@@ -324,8 +331,7 @@ __noinline __u64 named(struct dc_task *self, __u64 address, int dirfd, int must)
 		if (file)
 			base = identify_for(self, file, must && !first);
 		else if (dirfd == -100)
-			base = identify_path(self, BPF_CORE_READ(task, fs, pwd.dentry),
-					     BPF_CORE_READ(task, fs, pwd.mnt), false);
+			base = identify_directory(self, task);
 		if (!first)
 			return base; /* AT_EMPTY_PATH: the descriptor itself */
 	}

@@ -186,6 +186,8 @@ static __always_inline void add_details(struct dc_task *self, struct task_struct
 		if (file && !self->event.file)
 			self->event.file = identify(self, file);
 	}
+	if ((call->bits & DC_CHANGES_DIR) && !ret)
+		self->event.file = identify_directory(self, task);
 	if (call->path >= 0 && !self->event.file)
 		self->event.file = named(self, self->path, self->dirfd, has_peer(call));
 	if (call->path2 >= 0) {

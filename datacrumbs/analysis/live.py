@@ -3,7 +3,7 @@
 Only the trace's files are read; the daemon and the job notice nothing. How many events there
 are comes from the files' metadata and is exact; what they are about is looked at in at most
 `SAMPLE_EVENTS` of the newest, so that a run of millions of events a second costs no more to
-watch than a quiet one.
+watch than a quiet one. Of layers in profile mode, each host's last interval is shown.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from datacrumbs.trace.reader import HostTrace, Segment, Trace, read_segment
 from datacrumbs.trace.runfile import State
+from datacrumbs.trace.schema import INTERVALS
 
 SAMPLE_EVENTS = 100_000
 """Events looked at for each host and picture."""
@@ -51,6 +52,16 @@ class FileNow(Struct, frozen=True, kw_only=True):
     bytes_per_s: int
 
 
+class ProfiledNow(Struct, frozen=True, kw_only=True):
+    """One function in profile mode, in the last interval of each host that has any."""
+
+    layer: str
+    name: str
+    calls_per_s: float
+    mean_ns: int
+    bytes_per_s: int
+
+
 class HostNow(Struct, frozen=True, kw_only=True):
     """One host. ``lost`` and ``filtered`` are as of the daemon's last note of them, once a minute.
 
@@ -75,6 +86,7 @@ class Picture(Struct, frozen=True, kw_only=True):
     layers: list[LayerNow]
     functions: list[FunctionNow]
     files: list[FileNow]
+    profiled: list[ProfiledNow]
 
 
 @dataclass(slots=True)
@@ -90,11 +102,12 @@ class Watch:
 
     def picture(self, trace: Trace, now_s: float, *, top: int) -> Picture:
         """What is going on at ``now_s`` (monotonic seconds); lists of at most ``top``."""
-        hosts, samples = [], []
+        hosts, samples, intervals = [], [], []
         for host in trace.hosts:
             segments = host.segments()
             hosts.append(self._host(host, sum(segment.rows for segment in segments), now_s))
             samples.append(_sample(host, segments))
+            intervals.append(_last_interval(host))
         self._at_s = now_s
         rows = pl.concat(samples)
         span_ns = max((_span_ns(sample) for sample in samples), default=0)
@@ -106,6 +119,7 @@ class Watch:
             layers=_layers(rows, span_ns)[:top],
             functions=_functions(rows)[:top],
             files=_files(rows, span_ns)[:top],
+            profiled=_profiled(pl.concat(intervals))[:top],
         )
 
     def _host(self, host: HostTrace, events: int, now_s: float) -> HostNow:
@@ -133,6 +147,41 @@ def _sample(host: HostTrace, segments: list[Segment]) -> pl.DataFrame:
     functions = _polars(host, "functions").select("func", "layer", "name", "op")
     files = _polars(host, "files").select("file", "path").unique("file", keep="first")
     return rows.join(functions, on="func", how="left").join(files, on="file", how="left")
+
+
+def _last_interval(host: HostTrace) -> pl.DataFrame:
+    """Functions in profile mode: ``layer``, ``name``, and of each ``calls``, ``time`` (ns) and
+    ``moved`` (bytes) in the interval, with calls and bytes also by second."""
+    rows = pl.from_arrow(host.newest(INTERVALS))
+    assert isinstance(rows, pl.DataFrame)
+    functions = _polars(host, "functions").select("func", "layer", "name")
+    second = pl.col("dur").cast(pl.Float64) / 1e9
+    return (
+        rows.filter(pl.col("ts") == pl.col("ts").max())
+        .join(functions, on="func", how="left")
+        .select(
+            pl.col("layer", "name").fill_null("unknown"),
+            pl.col("count").cast(pl.Int64).alias("calls"),
+            pl.col("time").cast(pl.Int64),
+            (pl.col("count") / second).alias("calls_per_s"),
+            (pl.col("bytes") / second).alias("bytes_per_s"),
+        )
+    )
+
+
+def _profiled(rows: pl.DataFrame) -> list[ProfiledNow]:
+    """Hosts and processes added up; the most calls first."""
+    found = rows.group_by("layer", "name").sum().filter(pl.col("calls") > 0)
+    return [
+        ProfiledNow(
+            layer=row["layer"],
+            name=row["name"],
+            calls_per_s=row["calls_per_s"],
+            mean_ns=round(row["time"] / row["calls"]),
+            bytes_per_s=round(row["bytes_per_s"]),
+        )
+        for row in found.sort("calls", "layer", "name", descending=[True, False, False]).to_dicts()
+    ]
 
 
 def _no_rows() -> pl.DataFrame:

@@ -66,6 +66,7 @@ class Roles:
     offset2_ptr: int = -1  # pointer to 64-bit bytes, of `fd2`
     path2: int = -1
     dirfd2: int = -1
+    changes_dir: bool = False  # to `path`, where relative paths start afterwards
     uncounted: bool = False  # does I/O (or has it done) whose bytes `ret` does not tell
 
 
@@ -164,7 +165,8 @@ ROLES: dict[str, Roles] = {
     "flistxattr": Roles(Op.STAT, fd=0, size=2),
     "listxattrat": Roles(Op.STAT, dirfd=0, path=1, size=4),
     "getcwd": Roles(Op.STAT, size=1),
-    **_same("chdir chroot", Roles(Op.STAT, path=0)),
+    "chdir": Roles(Op.STAT, path=0, changes_dir=True),
+    "chroot": Roles(Op.STAT, path=0),
     "fchdir": Roles(Op.STAT, fd=0),
     # changes of names, attributes and length
     **_same(

@@ -34,6 +34,8 @@ def drawing(picture: Picture, width: int) -> Group:
     if picture.sampled_events:
         parts += [Text(), _sample(picture), _layers(picture, width), Text()]
         parts += [_functions(picture, width), Text(), _files(picture, width)]
+    if picture.profiled:
+        parts += [Text(), _profiled(picture, width)]
     return Group(*parts)
 
 
@@ -100,6 +102,21 @@ def _files(picture: Picture, width: int) -> Table:
         table.add_row(
             cut(row.path, name_width(width, _FILES)),
             tight(human_share(row.share)),
+            tight(human_rate(row.bytes_per_s)) if row.bytes_per_s else "-",
+        )
+    return table
+
+
+_PROFILED = (("Profiled", 0), ("calls/s", 9), ("mean", 8), ("bytes/s", 11))
+
+
+def _profiled(picture: Picture, width: int) -> Table:
+    table = new_table(width, *_PROFILED)
+    for row in picture.profiled:
+        table.add_row(
+            cut(f"{row.layer} {row.name}", name_width(width, _PROFILED)),
+            human_count(round(row.calls_per_s)),
+            short_ns(row.mean_ns),
             tight(human_rate(row.bytes_per_s)) if row.bytes_per_s else "-",
         )
     return table

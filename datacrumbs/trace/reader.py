@@ -89,6 +89,15 @@ class HostTrace:
         for _, path in _list_segments(self.path, name):
             yield from _batches(path, schema)
 
+    def newest(self, name: str) -> pa.Table:
+        """The rows of a table's last segment, the one that grows; without any, no rows."""
+        import pyarrow as pa
+
+        schema = arrow_schema(name)
+        for _, path in _list_segments(self.path, name)[-1:]:
+            return pa.Table.from_batches(_batches(path, schema), schema=schema)
+        return schema.empty_table()
+
 
 @dataclass(frozen=True, slots=True)
 class Trace:

@@ -35,6 +35,9 @@ from datacrumbs.tracer.user_functions import (
     prepare,
 )
 
+MAP_ENTRY_BYTES = 300
+"""Of a hash map in profile mode: key, value, the kernel's own 48 bytes, and a bucket's."""
+
 
 @dataclass(frozen=True, slots=True)
 class JobCgroup:
@@ -157,6 +160,25 @@ def attach(
     return attached
 
 
+def size_maps(bpf: Object, config: SystemConfig, plan: Plan, *, rings: int, cells: int) -> None:
+    """The maps whose sizes are this run's."""
+    bpf.set_entries("rings", rings)
+    bpf.set_entries("strings", power_of_two(config.ring.strings_bytes))
+    bpf.set_entries("rates", plan.rate_entries())
+    bpf.set_entries("cells", 2 * cells)
+
+
+def profile_bytes(entries: int) -> int:
+    """Kernel memory of profile mode: two maps, and two banks of cells."""
+    cells = 2 * profile_cells(entries) * ctypes.sizeof(layout.Cell)
+    return 2 * entries * MAP_ENTRY_BYTES + cells
+
+
+def profile_cells(entries: int) -> int:
+    """Cells of one bank of profile mode, a power of two: one for eight entries of a map."""
+    return power_of_two(max(entries // 8, 1))
+
+
 def _plan_layers(
     plan: Plan,
 ) -> tuple[
@@ -179,19 +201,6 @@ def _plan_layers(
         elif not isinstance(layer, KernelLayer):
             plan.skipped.append((layer.name, "all", "this version cannot attach such a layer"))
     return users, points, programs
-
-
-def size_maps(bpf: Object, config: SystemConfig, plan: Plan, *, rings: int, cells: int) -> None:
-    """The maps whose sizes are this run's."""
-    bpf.set_entries("rings", rings)
-    bpf.set_entries("strings", power_of_two(config.ring.strings_bytes))
-    bpf.set_entries("rates", plan.rate_entries())
-    bpf.set_entries("cells", 2 * cells)
-
-
-def profile_cells(entries: int) -> int:
-    """Cells of one bank of profile mode, a power of two: one for eight entries of a map."""
-    return power_of_two(max(entries // 8, 1))
 
 
 def add_profiles(bpf: Object, entries: int) -> list[int]:

@@ -207,13 +207,15 @@ def libbpf() -> Check:
 
 
 def memory(config: SystemConfig) -> Check:
-    """Memory for the configured rings and for the daemon."""
+    """Memory for the configured rings, for sums in profile mode and for the daemon."""
     text = Path("/proc/meminfo").read_text()
     available = int(re.findall(r"^MemAvailable:\s*(\d+) kB", text, re.MULTILINE)[0]) * 1024
+    profile = attach.profile_bytes(config.profile.entries)
     needed = _ring_bytes(config) + DAEMON_BYTES
     found = f"{_mib(available)} available; {_mib(needed)} needed, rings and daemon"
-    ok = available >= needed
-    remedy = "" if ok else "lower ring.total_bytes in system.yaml"
+    found += f"; {_mib(profile)} more in profile mode"
+    ok = available >= needed + profile
+    remedy = "" if ok else "lower ring.total_bytes or profile.entries in system.yaml"
     return Check("memory", ok, found, remedy)
 
 

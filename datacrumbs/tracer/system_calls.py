@@ -18,13 +18,16 @@ from datacrumbs.tracer.kernel_functions import TRIAL_FUNCTION, Mechanism, tracea
 from datacrumbs.tracer.libbpf import KPROBE_SESSION, Object
 from datacrumbs.tracer.plan import Plan, select_bits
 
-TRACEPOINT = "tp_btf"
+TRACEPOINT, SYSCALL = "tp_btf", "syscall"
 
 
 def _fill_call(call: layout.Call, func: int, roles: Roles, select: int, *, lean: bool) -> None:
     call.func, call.select = func, select
     call.bits = (
-        roles.uses_pos * layout.USES_POS | roles.returns_fd * layout.RETURNS_FD | lean * layout.LEAN
+        roles.uses_pos * layout.USES_POS
+        | roles.returns_fd * layout.RETURNS_FD
+        | roles.changes_dir * layout.CHANGES_DIR
+        | lean * layout.LEAN
     )
     for name, *_ in layout.Call._fields_[3:]:
         setattr(call, name, getattr(roles, name))
@@ -54,7 +57,7 @@ def plan_syscalls(layer: SyscallLayer, plan: Plan) -> None:
             plan.skipped.append((layer.name, name, "already traced by an earlier layer"))
         else:
             roles = ROLES.get(name, NO_ROLES)
-            func = plan.add(layer, name, "syscall", roles.op)
+            func = plan.add(layer, name, SYSCALL, roles.op)
             call, select = plan.config.calls[number], select_bits(layer.select)
             _fill_call(call, func, roles, select, lean=plan.lean(layer))
             if name in functions:
@@ -100,7 +103,7 @@ def _at_points(plan: Plan) -> bool:
 def _tell(layer: SyscallLayer, plan: Plan, error: int) -> None:
     """Add the layer to the plan's mechanisms; ``error``: why its functions have no probes."""
     bits = {call.func: call.bits for call in plan.config.calls if call.func}
-    ours = [f for f in plan.functions if (f.layer, f.kind) == (layer.name, "syscall")]
+    ours = [one for one in plan.functions if one.layer == layer.name and one.kind == SYSCALL]
     probed = [function for function in ours if bits[function.func] & layout.PROBED]
     if probed and error:
         plan.skipped += [(layer.name, one.name, os.strerror(error)) for one in probed]

@@ -9,7 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kernel.tracing import BIN, RUN_ID, TracedRun, wait_until
+import pytest
+from kernel.tracing import BIN, RUN_ID, TracedRun, io_calls, wait_until
+
+from datacrumbs.probes import model
 
 LOAD = """
 import os, time
@@ -65,6 +68,29 @@ def _check(picture: dict[str, Any]) -> None:
     assert layer["bytes_per_s"] > 100 * 4097
     assert picture["functions"][0]["name"] == "read"
     assert picture["files"][0]["path"] == "/dev/zero"
+
+
+def test_layers_in_profile_mode_are_shown(traced_run: TracedRun) -> None:
+    run = traced_run
+    with (
+        run.daemon(io_calls(mode=model.Mode.PROFILE)),
+        run.start("/usr/bin/python3", "-I", "-S", "-c", LOAD) as load,
+    ):
+        host = run.root / "traces" / RUN_ID
+        wait_until(lambda: list(host.glob("host=*/intervals-*")), "intervals on disk")
+        time.sleep(2.5)
+        picture = json.loads(_top(run, "--once", "--format", "json", user=run.user).stdout)
+        page = _top(run, RUN_ID, "--once", user=run.user).stdout
+        Path(run.work, "stop").touch()
+        load.wait()
+    first = picture["profiled"][0]
+    assert (first["layer"], first["name"]) == ("syscall", "read")
+    assert first["calls_per_s"] > 1000
+    assert first["bytes_per_s"] == pytest.approx(first["calls_per_s"] * 4097, rel=0.01)
+    assert 50 < first["mean_ns"] < 1_000_000
+    assert picture["sampled_events"] == 0
+    assert "syscall read" in page
+    assert max(map(len, page.splitlines())) <= 80
 
 
 def test_without_a_run_it_says_so(traced_run: TracedRun) -> None:

@@ -299,7 +299,11 @@ os.mkdir("three", dir_fd=at)
 os.rename("three", "four", src_dir_fd=at, dst_dir_fd=at)
 os.chdir("one/two")
 os.access("./five", os.F_OK)
-os.unlink("../none") if 0 else os.access("../four", os.F_OK)
+os.access("../four", os.F_OK)
+os.chdir("..")
+os.chdir("two")
+try: os.chdir("none")
+except OSError: pass
 """
     trace = traced_python(traced_run, script)
     one = f"{traced_run.work}/one"
@@ -309,6 +313,8 @@ os.unlink("../none") if 0 else os.access("../four", os.F_OK)
     rows = trace.calls("path, ret", "name IN ('access', 'faccessat', 'faccessat2') AND path LIKE ?",
                        f"{one}%")  # fmt: skip
     assert rows == [(f"{one}/two/five", -2), (f"{one}/two/../four", 0)]
+    changed = [(f"{one}/two", 0), (one, 0), (f"{one}/two", 0), (f"{one}/two/none", -2)]
+    assert trace.calls("path, ret", "name = 'chdir' AND path LIKE ?", f"{one}%") == changed
 
 
 def test_second_files(traced_run: TracedRun) -> None:

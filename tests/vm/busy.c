@@ -7,12 +7,17 @@
 static int zero;
 static long calls;
 
-static void *work(void *unused)
+__attribute__((noinline)) int read_one(long at)
 {
 	char byte;
 
+	return pread(zero, &byte, 1, at);
+}
+
+static void *work(void *unused)
+{
 	for (long i = 0; i < calls; i++)
-		if (pread(zero, &byte, 1, 0) != 1)
+		if (read_one(i) != 1)
 			abort();
 	return 0;
 }

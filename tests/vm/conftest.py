@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from kernel.tracing import LIBRARY, TracedRun, make_site, traced_names
+from kernel.tracing import LIBRARY, TracedRun, make_site, traced_names, user_layer
 from vm import explained
 from vm.kernels import get_kernel
 from vm.machine import DiedError, run_in
@@ -47,7 +47,7 @@ WITH_ARGUMENTS = (
     [model.Argument(name="count", index=2, type=model.ArgumentType.UINT)],
 )
 POINTS = ("block:block_rq", "ext4:ext4_sync_file")
-PROFILED = "vfs_read"
+PROFILED, PROFILED_BY_USER = "vfs_read", "read_one"
 BUSY_THREADS, BUSY_CALLS = 6, 20011
 """More threads than a guest has CPUs, and the reads of each."""
 
@@ -106,12 +106,12 @@ def _shared() -> Iterator[Path]:
 def _runs(kernel: str, shared: Path) -> Booted:
     """Boot ``kernel`` with new sites in ``shared``, do the work; raises `DiedError`."""
     shared.chmod(0o755)
-    runs = {name: _site(shared / name) for name in OFFERS[kernel]}
-    ring = HERE.parent / "kernel" / "io_uring.c"
-    subprocess.run(["cc", "-O1", "-o", shared / "io_uring", ring, "-luring"], check=True)
     for name in ("work", "busy"):
         command = ["cc", "-O1", "-pthread", "-o", str(shared / name), str(HERE / f"{name}.c")]
         subprocess.run(command, check=True)
+    ring = HERE.parent / "kernel" / "io_uring.c"
+    subprocess.run(["cc", "-O1", "-o", shared / "io_uring", ring, "-luring"], check=True)
+    runs = {name: _site(shared / name, shared / "busy") for name in OFFERS[kernel]}
     sites = [run.root for run in runs.values()]
     explained_run = explained.prepare(shared) if kernel == EXPLAINED else None
     sites += [explained_run.root] if explained_run else []
@@ -121,7 +121,7 @@ def _runs(kernel: str, shared: Path) -> Booted:
     return Booted(kernel, runs, explained_run)
 
 
-def _site(root: Path) -> TracedRun:
+def _site(root: Path, busy: Path) -> TracedRun:
     root.mkdir()
     run = make_site(root, pwd.getpwnam("nobody"))
     names = [*FUNCTIONS, *POINTS, *sorted(MISSING)]
@@ -135,5 +135,6 @@ def _site(root: Path) -> TracedRun:
             functions=[model.KernelFunction(name=PROFILED)],
             mode=model.Mode.PROFILE,
         ),
+        user_layer("app", busy, PROFILED_BY_USER, mode=model.Mode.PROFILE),
     )
     return run
