@@ -74,10 +74,11 @@ class DaskProcesses:
     def _start(self, *command: str | Path, **more: str) -> None:
         # so that workers find what tests let them do (`works`)
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)} | more
+        mortal = ("setpriv", "--pdeathsig", "KILL", *command)  # when the tests are killed
         with open(self.home / "log", "ab") as log:
             self.processes.append(
                 subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+                    mortal, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
                 )
             )
 

@@ -280,7 +280,8 @@ class _Teller:
     def __call__(self, events: int) -> None:
         self._events += events
         task = self._worker.state.tasks.get(self._task)
-        if task is None or task.state == "cancelled":
+        closing = self._worker.status.name in ("closing", "closed", "failed")
+        if closing or task is None or task.state == "cancelled":
             raise _NotWantedError
         if time.monotonic() - self._told_s > _TELL_S:
             self.tell()
@@ -292,4 +293,4 @@ class _Teller:
 
 
 class _NotWantedError(Exception):
-    """The client has cancelled the work, or is gone."""
+    """The client has cancelled the work, or it or the scheduler is gone."""

@@ -364,25 +364,30 @@ def test_ctrl_c_leaves_nothing_on_the_cluster(blocked: Blocked, tmp_path: Path) 
     assert tasks == []
 
 
-def test_work_that_nobody_waits_for_ends(cluster: DaskProcesses, tmp_path: Path) -> None:
+@pytest.mark.parametrize("gone", ["client", "scheduler"])
+def test_work_that_nobody_waits_for_ends(tmp_path: Path, gone: str) -> None:
     write_run(tmp_path / "run", random_hosts(9, hosts=1))
     trace = open_trace(tmp_path / "run")
     home = trace.hosts[0].path
     told: list[int] = []
-    with connected(cluster.address) as there:
-        assert there is not None
-        found = there.on_each(trace.hosts, [endless], told.append)
 
-        def wait() -> None:
-            with contextlib.suppress(UserError):
-                next(found)
+    def wait(found: Iterator[None]) -> None:
+        with contextlib.suppress(UserError):
+            next(found)
 
-        waiting = threading.Thread(target=wait)
-        waiting.start()
-        wait_until((home / "began").exists, "the work has begun")
-        wait_until(lambda: told, "progress is told")
-    wait_until((home / "ended").exists, "the work has ended")
-    waiting.join(timeout=30)
+    with dask_processes(tmp_path / "dask", workers=1) as started:
+        with connected(started.address) as there:
+            assert there is not None
+            found = there.on_each(trace.hosts, [endless], told.append)
+            waiting = threading.Thread(target=wait, args=(found,))
+            waiting.start()
+            wait_until((home / "began").exists, "the work has begun")
+            wait_until(lambda: told, "progress is told")
+            if gone == "scheduler":
+                started.processes[0].kill()
+                waiting.join()
+        wait_until((home / "ended").exists, "the work has ended")
+        waiting.join()
 
 
 def test_errors_of_an_address_come_before_anything_is_written(
