@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from datacrumbs.analysis import attribution, flame, keys, places, tally, traits
 from datacrumbs.analysis.explain import explain
 from datacrumbs.analysis.explanation import Explanation
-from datacrumbs.analysis.flame import FlameTally, flame_of
+from datacrumbs.analysis.flame import FlameTally, PathSums, flame_of
 from datacrumbs.analysis.functions import Functions
 from datacrumbs.analysis.keys import KeyIndex
 from datacrumbs.analysis.nesting import nested
@@ -217,7 +217,9 @@ def test_paths_too_many_are_part_of_the_call_around_them(seed: int, most: int) -
         drawn = FlameTally(Functions(host.table("functions")))
         for batch in nested(host):
             drawn.add(batch)
-        frames = flame_of([drawn]).frames
+        whole = PathSums("", "")
+        drawn.add_to(whole)
+        frames = flame_of(whole).frames
     for explained in found.explained:
         own = [inner.self_ns for inner in explained.inside]
         assert sum(own) == explained.time_ns
