@@ -1,7 +1,8 @@
 """Jobs of guests in a real multi-user instance of Flux: flux-security's IMP, systemd, three nodes.
 
-DATACRUMBS_TEST_FLUX_IMAGE names a root file system made by flux_image.sh; without it these are
-skipped. Tasks are in cgroups of their own (sdexec).
+DATACRUMBS_TEST_FLUX_IMAGE names a Debian 12 root file system with flux-core and flux-security
+below /usr (system instance, IMP setuid root) and munge; Flux is in no package registry, so without
+one these are skipped. Tasks are in cgroups of their own (sdexec).
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def _asked(probe_file: str = "probes.json.gz") -> str:
 def running() -> Iterator[Flux]:
     image = os.environ.get("DATACRUMBS_TEST_FLUX_IMAGE")
     if not image:
-        pytest.skip("Flux: DATACRUMBS_TEST_FLUX_IMAGE names no image with it (flux_image.sh)")
+        pytest.skip("Flux: DATACRUMBS_TEST_FLUX_IMAGE names no image with it")
     with bed("bookworm", root=Path(image), units="munge") as made:
         _configure(made)
         flux = Flux(made)
