@@ -28,6 +28,9 @@ from datacrumbs.trace.reader import HostTrace
 WORTH_WORKERS = 1_000_000
 """Of fewer events all hosts are read here: a worker takes half a second to start."""
 
+MOST_WORKERS = 4
+"""Each takes up to a gigabyte: more are for a cluster, which may be of this machine alone."""
+
 AHEAD = 4
 """How many hosts for each processor are worked on, or done and waiting for their turn."""
 
@@ -59,7 +62,7 @@ def on_each(
     keep them small. Raises what they raise, and `UserError` when a process that works is killed.
     """
     told = progress or (lambda _: None)
-    workers = min(len(hosts), len(os.sched_getaffinity(0)))
+    workers = min(len(hosts), len(os.sched_getaffinity(0)), MOST_WORKERS)
     if cluster is not None:
         yield from cluster.on_each(hosts, works, told)
     elif workers < 2 or sum(host.about() for host in hosts) < WORTH_WORKERS:
