@@ -1,4 +1,4 @@
-/* busy THREADS CALLS: each thread makes so many reads of one byte, all at once. */
+/* busy THREADS CALLS: so many calls of step(); each thread makes so many reads, all at once. */
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -7,17 +7,18 @@
 static int zero;
 static long calls;
 
-__attribute__((noinline)) int read_one(long at)
+__attribute__((noinline)) long step(long at)
 {
-	char byte;
-
-	return pread(zero, &byte, 1, at);
+	asm volatile("");
+	return at + 1;
 }
 
 static void *work(void *unused)
 {
+	char byte;
+
 	for (long i = 0; i < calls; i++)
-		if (read_one(i) != 1)
+		if (pread(zero, &byte, 1, 0) != 1)
 			abort();
 	return 0;
 }
@@ -29,6 +30,8 @@ int main(int argc, char **argv)
 
 	calls = atol(argv[2]);
 	zero = open("/dev/zero", O_RDONLY);
+	for (long i = 0; i < calls;)
+		i = step(i);
 	for (int i = 0; i < threads; i++)
 		if (pthread_create(&all[i], 0, work, 0))
 			return 1;

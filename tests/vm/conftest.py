@@ -47,7 +47,7 @@ WITH_ARGUMENTS = (
     [model.Argument(name="count", index=2, type=model.ArgumentType.UINT)],
 )
 POINTS = ("block:block_rq", "ext4:ext4_sync_file")
-PROFILED, PROFILED_BY_USER = "vfs_read", "read_one"
+PROFILED, PROFILED_BY_USER = "vfs_read", "step"
 BUSY_THREADS, BUSY_CALLS = 6, 20011
 """More threads than a guest has CPUs, and the reads of each."""
 
