@@ -3,6 +3,26 @@
 
 const volatile struct dc_config config SEC(".rodata.config") = {.layout = DC_LAYOUT};
 
+/*
+ * For programs on uprobes, which the kernel may preempt and then run for another thread on the same
+ * CPU. From 6.13 on a program has its stack in memory of the CPU's, and the two threads would write
+ * into each other's: seen on 7.2, it takes the kernel down. A program with a tail call keeps to the
+ * thread's stack; this one is never made, which the verifier knows. The map goes with one program:
+ * it takes those of one attach type only.
+ */
+#define OWN_STACK(program)                                                                         \
+	struct {                                                                                   \
+		__uint(type, BPF_MAP_TYPE_PROG_ARRAY);                                             \
+		__uint(max_entries, 1);                                                            \
+		__type(key, __u32);                                                                \
+		__type(value, __u32);                                                              \
+	} program##_tail SEC(".maps");                                                             \
+	static __always_inline void program##_uses_own_stack(struct pt_regs *ctx)                  \
+	{                                                                                          \
+		if (!config.layout)                                                                \
+			bpf_tail_call(ctx, &program##_tail, 0);                                    \
+	}
+
 /* a call of a user function that has not returned; see user.h */
 struct dc_frame {
 	__s64 ts;

@@ -116,6 +116,8 @@ __noinline int emit_unfinished_usdt(struct dc_task *self, struct dc_usdt *usdt)
 	return 0;
 }
 
+OWN_STACK(usdt_point)
+
 /* A point of its own. */
 SEC("uprobe")
 int usdt_point(struct pt_regs *ctx)
@@ -124,6 +126,7 @@ int usdt_point(struct pt_regs *ctx)
 	__u64 cookie = bpf_get_attach_cookie(ctx);
 	struct dc_task *self = wanted_here(task, cookie);
 
+	usdt_point_uses_own_stack(ctx);
 	if (!self)
 		return 0;
 	struct dc_event event = {
@@ -135,6 +138,8 @@ int usdt_point(struct pt_regs *ctx)
 	return 0;
 }
 
+OWN_STACK(usdt_enter)
+
 /* The point at which a call begins. */
 SEC("uprobe")
 int usdt_enter(struct pt_regs *ctx)
@@ -143,6 +148,7 @@ int usdt_enter(struct pt_regs *ctx)
 	__u64 cookie = bpf_get_attach_cookie(ctx);
 	struct dc_task *self = wanted_here(task, cookie);
 
+	usdt_enter_uses_own_stack(ctx);
 	if (!self)
 		return 0;
 	struct dc_usdt *usdt =
@@ -160,6 +166,8 @@ int usdt_enter(struct pt_regs *ctx)
 	return 0;
 }
 
+OWN_STACK(usdt_leave)
+
 /* The point at which one ends. Calls above it were left by another way. */
 SEC("uprobe")
 int usdt_leave(struct pt_regs *ctx)
@@ -169,6 +177,7 @@ int usdt_leave(struct pt_regs *ctx)
 	struct dc_task *self = wanted_here(task, func);
 	struct dc_usdt *usdt = self ? bpf_task_storage_get(&usdt_tasks, task, 0, 0) : 0;
 
+	usdt_leave_uses_own_stack(ctx);
 	if (!usdt || !usdt->depth)
 		return 0;
 	if (usdt->depth > DC_USDT_DEPTH) { /* of one that did not fit */

@@ -179,30 +179,41 @@ static __always_inline __u64 returned_sp(struct pt_regs *ctx)
 #endif
 }
 
+OWN_STACK(user_enter)
+
 SEC("uprobe")
 int user_enter(struct pt_regs *ctx)
 {
+	user_enter_uses_own_stack(ctx);
 	enter_function(ctx);
 	return 0;
 }
 
+OWN_STACK(user_leave)
+
 SEC("uretprobe")
 int user_leave(struct pt_regs *ctx)
 {
+	user_leave_uses_own_stack(ctx);
 	leave_function(ctx, returned_sp(ctx), bpf_get_attach_cookie(ctx), PT_REGS_RC(ctx));
 	return 0;
 }
+
+OWN_STACK(user_session)
 
 /* uprobe.session: both in one; what the entry returns says whether the return is of no interest.
  * At the return the instruction pointer is the caller's. */
 SEC("uprobe")
 int user_session(struct pt_regs *ctx)
 {
+	user_session_uses_own_stack(ctx);
 	if (PT_REGS_IP(ctx) == bpf_get_func_ip(ctx))
 		return !enter_function(ctx);
 	leave_function(ctx, returned_sp(ctx), bpf_get_attach_cookie(ctx), PT_REGS_RC(ctx));
 	return 0;
 }
+
+OWN_STACK(user_exit)
 
 /* Functions that exceptions pass have probes at their exits instead: the stack stays as it is. */
 SEC("uprobe")
@@ -210,6 +221,7 @@ int user_exit(struct pt_regs *ctx)
 {
 	__u64 cookie = bpf_get_attach_cookie(ctx);
 
+	user_exit_uses_own_stack(ctx);
 	leave_function(ctx, PT_REGS_SP(ctx), cookie, cookie & DC_TAIL ? 0 : PT_REGS_RC(ctx));
 	return 0;
 }

@@ -1,6 +1,8 @@
 /* Who joins, forks, executes and ends; what has not returned at the end. */
 #pragma once
 
+OWN_STACK(client_start)
+
 /* datacrumbs_start(run_id) of libdatacrumbs_client.so */
 SEC("uprobe")
 int client_start(struct pt_regs *ctx)
@@ -8,6 +10,7 @@ int client_start(struct pt_regs *ctx)
 	struct task_struct *task = bpf_get_current_task_btf();
 	char asked[DC_RUN_ID_MAX] = {};
 
+	client_start_uses_own_stack(ctx);
 	if (!of_user(task))
 		return 0;
 	bpf_probe_read_user_str(asked, sizeof(asked), (void *)PT_REGS_PARM1(ctx));

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -22,8 +23,10 @@ from vm.kernels import Kernel, pack
 VIRTIOFSD = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
 MEMORY_MB = 1536
 START_S = 10.0
-KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check"
+KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 oops=panic mitigations=off no_timer_check"
 """A busy host misses ticks of an emulated timer, which old kernels take for broken hardware."""
+IN_A_PROGRAM = re.compile(r"RIP: \S+:bpf_prog_")
+"""On the console: the kernel died in a BPF program, which emulation is not to blame for."""
 TCG = "tcg,thread=multi,tb-size=512"
 
 
@@ -48,11 +51,12 @@ def run_in(kernel: Kernel, command: list[str], *, shared: Path, timeout_s: float
         answer = _text(work / "rc").strip()
         if answer == "0":
             return output
-        lines = [*_text(work / "console").splitlines()[-30:], _text(work / "qemu.log")]
-        console = "\n".join(lines)
+        console = _text(work / "console")
         what = f"exit code {answer}" if answer else f"it died or hung (qemu: {code})"
-        kind = MachineError if answer else DiedError
-        raise kind(f"kernel {kernel.name}: {what}\n{output}\n{console}")
+        ours = IN_A_PROGRAM.search(console)
+        kind = MachineError if answer or ours else DiedError
+        lines = [*console.splitlines()[-60:], _text(work / "qemu.log")]
+        raise kind("\n".join([f"kernel {kernel.name}: {what}", output, *lines]))
 
 
 def _text(path: Path) -> str:
