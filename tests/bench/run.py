@@ -27,6 +27,7 @@ from kernel.tracing import TracedRun, site_for, traced_names
 from datacrumbs.probes.model import SyscallLayer
 
 STARTS = 5
+WARM_UP_S = 20
 WRITER_EVENTS = 20_000_000
 GROWTH_EVENTS = (1_000_000, 10_000_000)
 GROWTH_EVENTS_LARGE = (*GROWTH_EVENTS, 100_000_000)
@@ -85,8 +86,8 @@ def memory(run: TracedRun, load: Path, minutes: float) -> Numbers:
     """Resident memory of the daemon over a steady run, sampled each second."""
     samples = []
     with daemon(run) as measured:
-        process = run.start(load, "steady", str(minutes * 60))
-        time.sleep(5)  # the first segments: buffers grow to their size
+        process = run.start(load, "steady", str(minutes * 60 + WARM_UP_S))
+        time.sleep(WARM_UP_S)  # the first segments: buffers grow to their size
         while process.poll() is None:
             samples.append(measured.memory_bytes())
             time.sleep(1)
