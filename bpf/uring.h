@@ -29,13 +29,14 @@ int uring_submit(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 
-	if (!of_user(task))
-		return 0;
+	__u64 key = ctx->args[0];
+	struct io_kiocb *request = (void *)key;
+
+	if (!bpf_core_field_exists(request->cqe) || !of_user(task))
+		return 0; /* without it, before 5.19, this is attached nowhere, but loaded */
 	struct dc_task *self = traced(task);
 	if (!self)
 		return 0;
-	__u64 key = ctx->args[0];
-	struct io_kiocb *request = (void *)key;
 	__u8 opcode = BPF_CORE_READ(request, opcode);
 	if (opcode >= DC_URING_OPERATIONS)
 		return 0;

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import platform
 import pwd
@@ -306,15 +307,16 @@ def _try_io_uring() -> Check:
     try:
         bpf.only(*io_uring.PROGRAMS)
         bpf.load()
-        io_uring.attach_operations(bpf, plan)
+        code = io_uring.attach_operations(bpf, plan)
     except UserError as error:
         return _from_error(name, error, "see the kernel's log: dmesg | grep -i bpf")
     finally:
         bpf.detach()
-    failed = [why for *_, why in plan.skipped]
-    if failed:
-        remedy = "none on this kernel: only the system calls of io_uring are traced"
-        return Check(name, False, failed[0], remedy)
+    if code == errno.ENOENT:
+        return Check(name, True, "its system calls only: no tracepoints of operations (Linux 5.19)")
+    if code:
+        remedy = "see the kernel's log: dmesg | grep -i bpf"
+        return Check(name, False, os.strerror(code), remedy)
     return Check(name, True, "operations: raw_tp")
 
 

@@ -87,11 +87,14 @@ def prepare(bpf: Object, plan: Plan) -> None:
         bpf.leave_out(*PROGRAMS)
 
 
-def attach_operations(bpf: Object, plan: Plan) -> None:
-    """Attach to submission and completion; the plan says if that could not be."""
+def attach_operations(bpf: Object, plan: Plan) -> int:
+    """Attach to submission and completion; 0 or an errno, which the plan then tells.
+
+    ENOENT: this kernel has no such tracepoints.
+    """
     planned = _planned(plan)
     if not planned:
-        return
+        return 0
     layer = planned[0].layer  # the one that has the system call
     error = _attach_completion(bpf) or _attach_submission(bpf)
     if error:
@@ -99,6 +102,7 @@ def attach_operations(bpf: Object, plan: Plan) -> None:
         plan.skipped.append((layer, "io_uring:*", reason))
     else:
         plan.mechanisms.append((layer, KIND, "raw_tp", len(planned)))
+    return error
 
 
 def _attach_completion(bpf: Object) -> int:

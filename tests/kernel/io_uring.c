@@ -70,6 +70,9 @@ int main(int argc, char **argv)
 	io_uring_sqe_set_flags(fixed, IOSQE_FIXED_FILE);
 	if (result() != 77)
 		return 11;
+	struct io_uring_sqe *silent = next();
+	io_uring_prep_write(silent, fd, buffer, 55, 20000);
+	io_uring_sqe_set_flags(silent, IOSQE_CQE_SKIP_SUCCESS);
 	io_uring_prep_nop(next()); /* no I/O */
 	if (result())
 		return 12;

@@ -21,6 +21,7 @@ OPERATIONS = [
     ("read", 10000, 8000, 3000),
     ("read", 50, 60, 60),
     ("read", 7, 77, 77),  # of a registered file
+    ("write", 20000, 55, 0),  # whose result nobody hears of
 ]
 """What `SOURCE` does to its file: operation, offset, size, result (0 for a descriptor)."""
 
@@ -52,7 +53,9 @@ def test_every_operation_is_named(traced_run: TracedRun, ring_program: Path, how
     assert others[:2] == [("read", -errno.EBADF, None), ("close", 0, None)]
     if how == "plain":  # else the program may end before the kernel has seen the last one
         assert others[2:] == [("read", -errno.ECANCELED, "pipe")]
-    assert set(_rows(trace, "flags")) == {(ASYNC,)}
+    unheard = _rows(trace, "flags, dur", "size = 55")
+    assert [flags for flags, _ in unheard] == [ASYNC | UNFINISHED]
+    assert set(_rows(trace, "flags", "size <> 55")) == {(ASYNC,)}
 
 
 def test_what_does_not_return(traced_run: TracedRun, ring_program: Path) -> None:
