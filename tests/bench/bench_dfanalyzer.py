@@ -10,7 +10,6 @@ this runs in.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -23,7 +22,7 @@ import polars as pl
 sys.path.insert(0, str(Path(__file__).parent))
 
 from bench_report import CALLS, write_trace
-from measured import Measured, measure, measure_ours
+from measured import Measured, main, measure, measure_ours
 
 TOOLS = Path(sys.prefix, "dfanalyzer", "bin")
 SIZES = (1_000_000, 10_000_000)
@@ -137,18 +136,5 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     print(f"to reach: {LIMIT} times as fast as dfanalyzer")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--events", type=int, action="append", help="default: 1 and 10 M")
-    parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="of the analyzer, seconds")
-    given = parser.parse_args()
-    rows = run(tuple(given.events or SIZES), given.timeout)
-    if given.json:
-        json.dump(rows, sys.stdout, indent=1)
-    else:
-        print_table(rows)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, SIZES, run, print_table, timeout_s=TIMEOUT_S)

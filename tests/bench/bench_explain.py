@@ -6,7 +6,6 @@ which every sum is known; a run whose totals differ fails.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -19,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from bench_growth import LIMIT_BYTES, LIMITS_S
 from generate.bulk import piece, write_bulk
 from generate.calls import breakdown
-from measured import measure_ours
+from measured import main, measure_ours
 
 SIZES = (1_000_000, 10_000_000, 100_000_000)
 LIMIT_S = LIMITS_S["explain"]
@@ -77,17 +76,5 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     print(f"to reach: {SIZES[-1] / 1e6:.0f} M events in {LIMIT_S} s and {LIMIT_BYTES >> 20} MiB")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--events", type=int, action="append", help="default: 1, 10 and 100 M")
-    given = parser.parse_args()
-    rows = run(tuple(given.events or SIZES))
-    if given.json:
-        json.dump(rows, sys.stdout, indent=1)
-    else:
-        print_table(rows)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, SIZES, run, print_table)

@@ -7,7 +7,6 @@ two processors, and growth no worse than n log n: by 14 % a million events from 
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from bench_report import write_trace
-from measured import measure_ours
+from measured import main, measure_ours
 
 SIZES = (1_000_000, 10_000_000, 100_000_000)
 FILES = 100_000
@@ -78,17 +77,5 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         print(f"    to reach: 100 M events in {limit_s} s and {LIMIT_BYTES >> 20} MiB")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--events", type=int, action="append", help="default: 1, 10 and 100 M")
-    given = parser.parse_args()
-    rows = run(tuple(given.events or SIZES))
-    if given.json:
-        json.dump(rows, sys.stdout, indent=1)
-    else:
-        print_table(rows)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, SIZES, run, print_table)

@@ -6,8 +6,6 @@ Traces are those of bench_report.py. CPU seconds, because other programs may run
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from bench_report import write_trace
-from measured import measure_ours
+from measured import main, measure_ours
 
 SIZES = (1_000_000, 10_000_000, 100_000_000)
 LIMIT_BYTES = 4 << 30
@@ -66,18 +64,5 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     print(f"to stay within: {LIMIT_BYTES >> 20} MiB, pages of {LIMIT_PAGE_BYTES / 1e6:.0f} MB")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--events", type=int, action="append", help="default: 1, 10 and 100 M")
-    parser.add_argument("--files", type=int, default=100_000)
-    given = parser.parse_args()
-    rows = run(tuple(given.events or SIZES), given.files)
-    if given.json:
-        json.dump(rows, sys.stdout, indent=1)
-    else:
-        print_table(rows)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, SIZES, run, print_table, files=100_000)

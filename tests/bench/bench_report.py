@@ -8,8 +8,6 @@ is kept by file, process and place.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 import tempfile
@@ -22,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from measured import measure_ours
+from measured import main, measure_ours
 
 from datacrumbs.config import SystemConfig
 from datacrumbs.trace.clocks import take_pair
@@ -199,18 +197,5 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     print(f"to reach: {SIZES[-1] / 1e6:.0f} M events in {LIMIT_S} s and {LIMIT_BYTES >> 20} MiB")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--events", type=int, action="append", help="default: 5 M and 50 M")
-    parser.add_argument("--files", type=int, default=1000)
-    given = parser.parse_args()
-    rows = run(tuple(given.events or SIZES), given.files)
-    if given.json:
-        json.dump(rows, sys.stdout, indent=1)
-    else:
-        print_table(rows)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, SIZES, run, print_table, files=1000)

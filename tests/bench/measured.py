@@ -1,7 +1,9 @@
-"""A command's time, processor time and memory."""
+"""A command's time, processor time and memory; and what benchmarks of traces are programs by."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import signal
 import subprocess
@@ -9,10 +11,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +100,30 @@ def _ended_after(timeout_s: float, group: int) -> Iterator[threading.Event]:
         yield late
     finally:
         timer.cancel()
+
+
+def main(
+    description: str | None,
+    sizes: tuple[int, ...],
+    run: Callable[..., list[dict[str, Any]]],
+    print_table: Callable[[list[dict[str, Any]]], None],
+    **options: int,
+) -> None:
+    """The program of a benchmark: ``run(sizes)`` makes rows of numbers, printed as JSON or a table.
+
+    ``options`` are further arguments of ``run``, and what each is if it is not given.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--json", action="store_true")
+    default = " and ".join(f"{size / 1e6:.0f} M" for size in sizes)
+    parser.add_argument("--events", type=int, action="append", help=f"default: {default}")
+    for name, value in options.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=int, default=value, help=f"default: {value}"
+        )
+    given = parser.parse_args()
+    rows = run(tuple(given.events or sizes), **{name: getattr(given, name) for name in options})
+    if given.json:
+        json.dump(rows, sys.stdout, indent=1)
+    else:
+        print_table(rows)
