@@ -252,7 +252,7 @@ def mechanisms(config: SystemConfig) -> list[Check]:
     try:
         return list(_tried(bpf, config, words))
     finally:
-        bpf.detach()
+        bpf.close()
 
 
 def _tried(bpf: Object, config: SystemConfig, words: list[str]) -> Iterator[Check]:
@@ -287,7 +287,7 @@ def _try_kernel_functions() -> Check:
     except UserError as error:
         return _from_error(name, error, "see the kernel's log: dmesg | grep -i bpf")
     finally:
-        bpf.detach()
+        bpf.close()
     if probes.mechanism is kernel_functions.Mechanism.NONE:
         found = "no probes on functions in this kernel: tracepoints stand in where there are any"
         return Check(name, True, found)
@@ -311,7 +311,7 @@ def _try_io_uring() -> Check:
     except UserError as error:
         return _from_error(name, error, "see the kernel's log: dmesg | grep -i bpf")
     finally:
-        bpf.detach()
+        bpf.close()
     if code == errno.ENOENT:
         return Check(name, True, "its system calls only: no tracepoints of operations (Linux 5.19)")
     if code:

@@ -280,7 +280,11 @@ def try_kprobe(function: str) -> int:
 
 
 class Object:
-    """One BPF object file. Everything it attached ends with `detach` or with the process."""
+    """One BPF object file. What it attached ends with `detach`, all of it with `close`.
+
+    A process that ends gives back what it did not close; the kernel then frees all programs at
+    once, which can hang it when there are over a thousand (seen with Linux 6.18).
+    """
 
     def __init__(self, path: Path, *, log: Callable[[str], None]) -> None:
         self._c = _load()
@@ -587,3 +591,10 @@ class Object:
         del self._fds[fds:]
         _at_once(self._c.bpf_link__destroy, self._links[links:])
         del self._links[links:]
+
+    def close(self) -> None:
+        """Detach, and give programs and maps back; nothing of this object works after it."""
+        self.detach()
+        self._c.libbpf_set_print(self._print)
+        self._c.bpf_object__close(self._handle)
+        self._handle = ctypes.c_void_p()

@@ -6,6 +6,7 @@ import platform
 import re
 import shutil
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -489,23 +490,23 @@ def test_every_mechanism_gives_the_same(traced_run: TracedRun, mechanism: Mechan
     bpf.set_entries("rings", 1)
     prepare(bpf, mechanism)
     usdt.prepare(bpf, [], mechanism)
-    bpf.load()
-    ring = EventRing(bpf.add_ring("rings", 0, 1 << 20), 1 << 20)
-    try:
+    with closing(bpf):
+        bpf.load()
+        ring = EventRing(bpf.add_ring("rings", 0, 1 << 20), 1 << 20)
         probes = [Probe(1, "down", function.offset)]
         assert list(Attacher(bpf, program, mechanism).attach(probes)) == []
         attach_client(bpf, LIBRARY)
         for name in ("on_fork", "on_exec"):
             bpf.attach(name)
         traced_run.run(program)
-    finally:
         bpf.detach()
-    events: list[int] = []
-    ring.drain(lambda batch: events.extend(batch["ret"].tolist()))
+        events: list[int] = []
+        ring.drain(lambda batch: events.extend(batch["ret"].tolist()))
+        counters = bpf.shared(".data.counters", layout.Counters * layout.MAX_CPUS)
+        lost = sum(c.lost for c in counters)
     assert len(events) == sum(min(i + 60, 64) for i in range(23))
     assert sorted(events)[-1] == 82
-    counters = bpf.shared(".data.counters", layout.Counters * layout.MAX_CPUS)
-    assert sum(c.lost for c in counters) == sum(max(i + 60 - 64, 0) for i in range(23))
+    assert lost == sum(max(i + 60 - 64, 0) for i in range(23))
 
 
 ARGUMENTS = """
