@@ -97,6 +97,18 @@ def daemon(run: TracedRun) -> Iterator[Daemon]:
         sys.exit(log.read_text())
 
 
+def full_speed(
+    run: TracedRun, load: Path, seconds: float, *, processes: int = 2, wrap: bool = True
+) -> int:
+    """Processes that do nothing but 1-byte reads for so long; how many reads they made."""
+    settings: dict[str, Any] = {"stdout": subprocess.PIPE, "wrap": wrap}
+    every = [run.start(load, "speed", str(seconds), **settings) for _ in range(processes)]
+    made = [process.communicate()[0] for process in every]
+    if any(process.returncode for process in every):
+        sys.exit("the load failed")
+    return sum(map(int, made))
+
+
 def counts_and_size(run: TracedRun) -> tuple[dict[str, int], int]:
     """The counts of the stopped run, and the bytes its trace has on disk."""
     (host,) = (run.root / "traces" / RUN_ID).glob("host=*")

@@ -1,9 +1,12 @@
 /*
- * load read REPEATS | load SIZE_BYTES REPEATS | load speed SECONDS | load steady SECONDS
+ * load read | cold | SIZE_BYTES   REPEATS
+ * load speed | steady             SECONDS
  *
- * The first two print ns per call (for SIZE_BYTES: of a pread and a pwrite of a file in the page
- * cache together), the best of REPEATS: what other programs do to this machine only ever adds.
- * The others make calls for so long: as fast as they can, or some 100,000 a second on 64 files.
+ * The first three print ns per call: of a 1-byte read of /dev/zero; of the same after a copy of
+ * 1 MiB, when no cache near the CPU has what it needs; of a pread and a pwrite of a file in the
+ * page cache together. It is the best of REPEATS: what other programs do to this machine only
+ * ever adds. The others make calls for so long: such reads as fast as they can, printing how
+ * many, or some 100,000 calls a second on 64 files.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -21,7 +24,7 @@ static double now_ns(void)
 	return t.tv_sec * 1e9 + t.tv_nsec;
 }
 
-static char buffer[1 << 20];
+static char buffer[1 << 20], copied[1 << 20];
 
 static int read_zero(int zero, int times)
 {
@@ -31,6 +34,22 @@ static int read_zero(int zero, int times)
 	return 1;
 }
 
+/* ns of `times` reads together, each after a copy; 0 if one fails. */
+static double read_cold(int zero, int times)
+{
+	double sum = 0;
+
+	while (times--) {
+		memcpy(copied, buffer, sizeof(buffer));
+		__asm__ volatile("" : : "r"(copied) : "memory");
+		double start = now_ns();
+		if (!read_zero(zero, 1))
+			return 0;
+		sum += now_ns() - start;
+	}
+	return sum;
+}
+
 static int both_ways(int data, size_t size, int times)
 {
 	while (times--)
@@ -38,6 +57,17 @@ static int both_ways(int data, size_t size, int times)
 		    pwrite(data, buffer, size, 0) != (ssize_t)size)
 			return 0;
 	return 1;
+}
+
+/* ns of `count` reads together, or if there is a size, of as many preads and pwrites; 0 if one
+ * fails. */
+static double warm(int zero, int data, size_t size, int count)
+{
+	double start = now_ns();
+
+	if (!(size ? both_ways(data, size, count) : read_zero(zero, count)))
+		return 0;
+	return now_ns() - start;
 }
 
 static int open_data(int number)
@@ -69,23 +99,25 @@ int main(int argc, char **argv)
 	if (!strcmp(argv[1], "steady"))
 		return steady(start + repeats * 1e9);
 	if (!strcmp(argv[1], "speed")) {
-		while (now_ns() < start + repeats * 1e9)
+		long calls = 0;
+		for (; now_ns() < start + repeats * 1e9; calls += 1000)
 			if (!read_zero(zero, 1000))
 				return 1;
+		printf("%ld\n", calls);
 		return 0;
 	}
-	size_t size = atol(argv[1]); /* 0 for "read" */
-	int count = size ? (1 << 24) / (size + 16384) : 10000;
+	size_t size = atol(argv[1]); /* 0 for "read" and "cold" */
+	int cold = !strcmp(argv[1], "cold");
+	int count = cold ? 100 : size ? (1 << 24) / (size + 16384) : 10000;
 	int data = size ? open_data(0) : -1;
 	if (size && pwrite(data, buffer, size, 0) != (ssize_t)size)
 		return 1;
 	while (repeats-- > 0) {
-		start = now_ns();
-		if (!(size ? both_ways(data, size, count) : read_zero(zero, count)))
+		double took = cold ? read_cold(zero, count) : warm(zero, data, size, count);
+		if (!took)
 			return 1;
-		double per_call = (now_ns() - start) / count;
-		if (per_call < best)
-			best = per_call;
+		if (took / count < best)
+			best = took / count;
 	}
 	printf("%.1f\n", best);
 	return 0;

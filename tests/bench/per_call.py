@@ -12,8 +12,17 @@ from pathlib import Path
 from bench.harness import daemon, empty_pair
 from kernel.tracing import TracedRun
 
-CASES = {"read_1": "read", "4_KiB": "4096", "64_KiB": "65536", "1_MiB": "1048576"}
-ROUNDS, REPEATS, TOOL_REPEATS = 5, 100, 10
+CASES = {
+    "read_1": "read",
+    "read_cold": "cold",
+    "4_KiB": "4096",
+    "64_KiB": "65536",
+    "1_MiB": "1048576",
+}
+"""What ``load`` is told for each."""
+ROUNDS, REPEATS, TOOL_REPEATS = 9, 50, 10
+EMPTY_PAIRS = {"empty pair": False, "with the clock": True}
+"""What any tracer of system calls adds at least, and any that takes the time; in all others."""
 DFTRACER = Path(sys.prefix, "bench", "dftracer")
 """Where `make bench` puts DFTracer's wheel."""
 
@@ -47,8 +56,9 @@ def _round(run: TracedRun, load: Path) -> dict[str, Times]:
     """Without a tracer and with ours, one after the other: the machine's moods hit both."""
     every, read = list(CASES), ["read_1"]
     times = {"untraced": as_user(run, load, wrap=False, cases=every)}
-    with empty_pair(run.root):
-        times["empty pair"] = as_user(run, load, wrap=False, cases=read)
+    for name, clock in EMPTY_PAIRS.items():
+        with empty_pair(run.root, clock=clock):
+            times[name] = as_user(run, load, wrap=False, cases=every)
     with daemon(run):
         times["datacrumbs"] = as_user(run, load, wrap=True, cases=every)
         times["  not joined"] = as_user(run, load, wrap=False, cases=read)
@@ -133,15 +143,20 @@ def _with_dftracer(run: TracedRun, load: Path, *, metadata: bool) -> Times:
 def table(rows: dict[str, Times]) -> list[str]:
     """The lines of the table: ns per call, the ratio to the untraced run, added per empty pair."""
     base = rows["untraced"]
-    lines = [f"{'ns per call':<14}" + "".join(f"{case:>18}" for case in CASES) + "   added/pair"]
+    lines = [f"{'ns per call':<14}" + "".join(f"{case:>17}" for case in CASES) + "   added/pair"]
     for name, times in rows.items():
         if not times:
             lines.append(f"{name:<14}" + "not installed, or it failed".rjust(36))
             continue
         cells = [f"{times[c]:.0f} ({times[c] / base[c]:.3f})" if c in times else "" for c in CASES]
         added = f"{added_per_pair(rows, name):13.2f}" if "read_1" in times else ""
-        lines.append(f"{name:<14}" + "".join(f"{cell:>18}" for cell in cells) + added)
+        lines.append(f"{name:<14}" + "".join(f"{cell:>17}" for cell in cells) + added)
     return lines
+
+
+def slower_percent(rows: dict[str, Times], name: str, case: str) -> float:
+    """By how many per cent ``name`` makes ``case`` slower than it is untraced."""
+    return (rows[name][case] / rows["untraced"][case] - 1) * 100
 
 
 def added_per_pair(rows: dict[str, Times], name: str) -> float:

@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench import bench_growth, per_call
-from bench.harness import HERE, bench_user, counts_and_size, daemon, libc_layer
+from bench.harness import HERE, bench_user, counts_and_size, daemon, full_speed, libc_layer
 from kernel.tracing import TracedRun, site_for, traced_names
 
 from datacrumbs.probes.model import SyscallLayer
@@ -32,6 +32,11 @@ WRITER_EVENTS = 20_000_000
 GROWTH_EVENTS = (1_000_000, 10_000_000)
 GROWTH_EVENTS_LARGE = (*GROWTH_EVENTS, 100_000_000)
 DFANALYZER_EVENTS, DFANALYZER_EVENTS_LARGE = 1_000_000, 10_000_000
+SLOWER = {
+    "datacrumbs": "1 MiB pread+pwrite in the page cache, slower by",
+    "empty pair": "  by an empty pair",
+    "with the clock": "  by one that reads the clock",
+}
 
 Numbers = dict[str, float]
 
@@ -53,12 +58,10 @@ class Row:
         return (line + ("" if holds else "NOT REACHED")).rstrip()
 
 
-def full_speed(run: TracedRun, load: Path, seconds: float) -> Numbers:
+def at_full_speed(run: TracedRun, load: Path, seconds: float) -> Numbers:
     """Two processes that do nothing but 1-byte reads, and what became of their events."""
     with daemon(run) as measured:
-        both = [run.start(load, "speed", str(seconds)) for _ in range(2)]
-        if any(process.wait() for process in both):
-            sys.exit("the load failed")
+        full_speed(run, load, seconds)
     counts, size = counts_and_size(run)
     return {
         "seconds": seconds,
@@ -133,13 +136,13 @@ def measure(run: TracedRun, options: argparse.Namespace) -> dict[str, Any]:
     run.sign(everything)
     parts = {
         "per_call": lambda: per_call.measure(run, load),
-        "full_speed": lambda: full_speed(run, load, options.seconds),
+        "full_speed": lambda: at_full_speed(run, load, options.seconds),
         "memory": lambda: memory(run, load, options.minutes),
         "client": lambda: script("bench_client.py"),
         "writer": lambda: script("bench_writer.py", "--events", str(WRITER_EVENTS)),
         "hooks": lambda: script("bench_hooks.py"),
         "flux_hooks": lambda: script("bench_flux_hooks.py"),
-        "profile": lambda: script("bench_profile.py", "--modes", "--rounds", "3")["per_call"],
+        "profile": lambda: script("bench_profile.py", "--modes", "--rounds", "3"),
         "growth": lambda: growth(options.large),
         "dfanalyzer": lambda: dfanalyzer(options.large),
     }
@@ -160,10 +163,10 @@ def rows(result: dict[str, Any]) -> list[Row]:
     calls, speed, memory = result["per_call"], result["full_speed"], result["memory"]
     writer, hooks = result["writer"], result["hooks"]
     bare = f"beside {hooks['true_ms']:.1f} of /bin/true"
-    flux, modes = result["flux_hooks"], result["profile"]
+    flux, modes = result["flux_hooks"], result["profile"]["per_call"]
+    busy = result["profile"]["added_on_busy_node_ns"]
     asked = flux["prolog_ms"] - flux["question_ms"]
     untraced = max(per_call.added_per_pair(calls, f"  {n}") for n in ("not joined", "other user"))
-    slower = (calls["datacrumbs"]["1_MiB"] / calls["untraced"]["1_MiB"] - 1) * 100
     both = f"two processes at full speed, {speed['seconds']:.0f} s"
     stop = f"stop to exit, after {speed['events'] / 1e6:.1f} M events"
     steady = f"daemon's memory without the rings, {memory['minutes']:g} min"
@@ -176,15 +179,24 @@ def rows(result: dict[str, Any]) -> list[Row]:
             "empty pairs",
         ),
         Row("added to one that is not traced (worst of two)", 1.6, untraced, "empty pairs"),
-        Row("1 MiB pread+pwrite in the page cache, slower by", 1, slower, "%"),
+        *(
+            Row(what, 1, per_call.slower_percent(calls, name, "1_MiB"), "%")
+            for name, what in SLOWER.items()
+        ),
         Row(
-            "profile mode, of what trace mode adds to that read",
+            "profile mode, of what trace mode costs a busy node",
+            60,
+            busy["profiled"] / busy["traced"] * 100,
+            "%",
+        ),
+        Row(
+            "  of what it adds to that read itself",
             60,
             of_traced(modes, "profiled"),
             "%",
         ),
         Row(
-            "  of it the empty pair and the clock, twice",
+            "  of that the empty pair and the clock, twice",
             60,
             of_traced(modes, "with the clock"),
             "%",
