@@ -46,7 +46,7 @@ sources := pyproject.toml README.md Makefile $(shell find meson.build bpf datacr
 
 .PHONY: help
 help: ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 .PHONY: setup
 setup: test-packages $(VENV)/.development $(VENV)/.installed ## Install all that developing needs, and datacrumbs
