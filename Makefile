@@ -20,32 +20,36 @@ VENV := $(shell d="$(CURDIR)"; \
 	else echo "/var/tmp/datacrumbs-$$(echo "$(CURDIR)" | cksum | cut -d' ' -f1)/venv"; fi)
 endif
 
-# Debian's names. Building: clang, bpftool, headers of libbpf, libc and Slurm, gcc, python3-venv.
-# Running: libbpf1. The rest is what tests run, trace or check with.
-PACKAGES := acl clang llvm bpftool libbpf-dev libbpf1 gcc g++ libc6-dev libslurm-dev python3 \
-	chromium chromium-driver fonts-dejavu-core \
-	python3-venv python3-bpfcc linux-headers-$(shell dpkg --print-architecture) \
-	libhdf5-openmpi-dev libopenmpi-dev liburing-dev openmpi-bin \
-	debootstrap e2fsprogs fio fuse2fs git groff-base iproute2 libcap2-bin libseccomp2 \
-	musl-tools openssh-client openssh-server patchelf sqlite3 strace systemd systemtap-sdt-dev \
-	tar time util-linux busybox-static cpio kmod qemu-system-x86 xfsprogs xz-utils zstd
+# Debian's names. Building: clang, bpftool, gcc, python3-venv, headers of libbpf, libc and Slurm.
+# Running: libbpf1. `make demo` needs no more.
+PACKAGES := bpftool clang gcc libbpf-dev libbpf1 libc6-dev libslurm-dev python3 python3-venv
+
+# What tests run, trace, boot or check with.
+TEST_PACKAGES := acl busybox-static chromium chromium-driver cpio debootstrap e2fsprogs fio \
+	fonts-dejavu-core fuse2fs g++ git groff-base iproute2 kmod libcap2-bin \
+	libhdf5-openmpi-dev libopenmpi-dev libseccomp2 liburing-dev \
+	linux-headers-$(shell dpkg --print-architecture) musl-tools openmpi-bin \
+	openssh-client openssh-server patchelf python3-bpfcc qemu-system-x86 sqlite3 strace \
+	systemd systemtap-sdt-dev tar time util-linux xfsprogs xz-utils zstd
+
 BENCH_PACKAGES := bpftrace linux-perf
 
 export PIP_ROOT_USER_ACTION := ignore
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # the tests are of what is installed, not of what lies here
 unexport PYTHONPATH
-run := PATH="$(VENV)/bin:$$PATH" $(VENV)/bin/python -P
+# whatever the umask, ordinary users can read what is installed
+run := umask 022 && PATH="$(VENV)/bin:$$PATH" $(VENV)/bin/python -P
 
 sources := pyproject.toml README.md Makefile $(shell find meson.build bpf datacrumbs docs etc \
 	examples scheduler systemd -not -name __pycache__ -not -name '*.pyc' 2>/dev/null)
 
 .PHONY: help
 help: ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 .PHONY: setup
-setup: packages $(VENV)/.installed ## Install system packages, the environment and datacrumbs into it
+setup: test-packages $(VENV)/.development $(VENV)/.installed ## Install all that developing needs, and datacrumbs
 
 # $(call install,PACKAGES): those that are missing; nothing is fetched when none is
 define install
@@ -61,22 +65,34 @@ endef
 packages:
 	$(call install,$(PACKAGES))
 
+.PHONY: test-packages
+test-packages:
+	$(call install,$(TEST_PACKAGES))
+
 .PHONY: bench-packages
 bench-packages:
 	$(call install,$(BENCH_PACKAGES))
 
 $(VENV)/bin/python: | packages
-	mkdir -p $(dir $(VENV))
+	umask 022 && mkdir -p $(dir $(VENV))
 	@[ -O $(dir $(VENV)) ] || { echo "$(dir $(VENV)) belongs to somebody else" >&2; exit 1; }
-	$(PYTHON) -m venv --system-site-packages $(VENV)
+	umask 022 && $(PYTHON) -m venv --system-site-packages $(VENV)
 
-# what pyproject.toml asks for: to build, to run, to develop
-$(VENV)/.dependencies: pyproject.toml | $(VENV)/bin/python
+# $(call requirements,EXPRESSION): installs those that pyproject.toml, which is `p`, has there
+define requirements
 	$(run) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
-	  d = p["project"]; print(*p["build-system"]["requires"], *d["dependencies"], \
-	  *d["optional-dependencies"]["dev"], sep="\n")' > $@.txt
+	  print(*$(1), sep="\n")' > $@.txt
 	$(run) -m pip install --quiet -r $@.txt
 	touch $@
+endef
+
+# to build and to run
+$(VENV)/.dependencies: pyproject.toml | $(VENV)/bin/python
+	$(call requirements,p["build-system"]["requires"] + p["project"]["dependencies"])
+
+# to test, check and measure
+$(VENV)/.development: pyproject.toml | $(VENV)/.dependencies
+	$(call requirements,p["project"]["optional-dependencies"]["dev"])
 
 # a wheel, not an editable install: what the tests see is what a site gets
 $(VENV)/.installed: $(sources) | $(VENV)/.dependencies
@@ -86,13 +102,13 @@ $(VENV)/.installed: $(sources) | $(VENV)/.dependencies
 
 # DFTracer's own tools, which tests let read our exports; not beside ours, whose versions they fix
 $(VENV)/dfanalyzer/.installed: | $(VENV)/bin/python
-	$(PYTHON) -m venv $(VENV)/dfanalyzer
-	$(VENV)/dfanalyzer/bin/python -P -m pip install --quiet \
+	umask 022 && $(PYTHON) -m venv $(VENV)/dfanalyzer
+	umask 022 && $(VENV)/dfanalyzer/bin/python -P -m pip install --quiet \
 	  dftracer-analyzer==0.0.9 dftracer-utils==0.0.12
 	touch $@
 
 .PHONY: lint
-lint: setup ## Check style and types
+lint: $(VENV)/.development $(VENV)/.installed ## Check style and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
@@ -104,11 +120,12 @@ images: setup
 	$(run) tests/cluster/image.py
 
 .PHONY: test
-test: lint images $(VENV)/dfanalyzer/.installed ## All tests that this machine can run (root, BPF); a skipped test is a failure
+test: setup lint images $(VENV)/dfanalyzer/.installed ## All tests that this machine can run (root, BPF); a skipped test is a failure
 	$(run) -m pytest --no-skips tests/unit tests/kernel tests/vm tests/flux_jobs tests/cluster
 
 .PHONY: demo
-demo: setup ## Trace a small program from the probe file to the report
+demo: $(VENV)/.installed ## Trace a small program from the probe file to the report
+	@[ "$$(id -u)" = 0 ] || { echo "the demo needs root" >&2; exit 1; }
 	PATH="$(VENV)/bin:$$PATH" examples/demo.sh
 
 .PHONY: bench
@@ -129,7 +146,7 @@ $(VENV)/bench/dftracer: | $(VENV)/.dependencies
 	  && mv $@.new $@ || echo "DFTracer cannot be fetched: measuring without it" >&2
 
 .PHONY: wheel
-wheel: setup ## Build a wheel into dist/
+wheel: $(VENV)/.installed ## Build a wheel into dist/
 	$(run) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 
 .PHONY: clean

@@ -16,6 +16,34 @@ from datacrumbs.errors import BadInputError
 
 T = TypeVar("T")
 
+_WORDS = {
+    "object": "a mapping",
+    "array": "a list",
+    "set": "a set",
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "null": "nothing",
+    "date": "a date",
+    "datetime": "a date",
+    "bytes": "binary data",
+}
+"""What msgspec calls JSON's types, and what the reader of a YAML file does."""
+
+_FORMS = {
+    "object": "a mapping has lines of 'key: value'",
+    "array": "a list has lines that begin with '- '",
+    "str": "text that looks like something else in YAML needs 'quotes'",
+}
+"""How a value of the type is written."""
+
+MOST_SHOWN = 80
+"""Of a wrong value, characters."""
+
+_STRING = "tag:yaml.org,2002:str"
+_MERGE = "tag:yaml.org,2002:merge"
+
 
 class _Loader(yaml.SafeLoader):
     """`SafeLoader` that refuses a key given twice and remembers where each value stands."""
@@ -63,7 +91,11 @@ def load_with_lines(text: bytes, kind: type[T], *, source: str) -> tuple[T, dict
             _remember_lines(loader, node, "$", source)
             plain = loader.construct_document(node)
     except yaml.YAMLError as error:
-        raise BadInputError(f"{source}{_mark(error)}: {_problem(error)}") from error
+        raise BadInputError(
+            f"{source}{_mark(error)}: {_problem(error)}",
+            hint="lines of one level begin in one column, with blanks and no tabs; text with one "
+            "of []{}:*&@%!# in it needs 'quotes'",
+        ) from error
     except RecursionError as error:
         raise BadInputError(f"{source}: nested too deeply") from error
     except (ValueError, LookupError, AttributeError) as error:
@@ -89,12 +121,15 @@ def _remember_lines(loader: _Loader, node: yaml.Node, path: str, source: str) ->
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
-            name = str(key.value)
+            line = key.start_mark.line + 1
+            if key.tag not in (_STRING, _MERGE):
+                where = f"{source}:{line}:{key.start_mark.column + 1}"
+                raise BadInputError(f"{where}: a key that is not text", hint=_FORMS["str"])
+            name = key.value
             if name in seen:
-                line = key.start_mark.line + 1
                 raise BadInputError(f"{source}:{line}: {_shown(path, name)}: given twice")
             seen.add(name)
-            loader.lines[f"{path}.{name}"] = key.start_mark.line + 1
+            loader.lines[f"{path}.{name}"] = line
             _remember_lines(loader, value, f"{path}.{name}", source)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
@@ -159,6 +194,31 @@ def _struct_info(info: Any) -> Any:
     return info
 
 
+def _in_words(message: str) -> tuple[str, str]:
+    """msgspec's "Expected `object`, got `array`" in the words of YAML, and which of msgspec's
+    types it wanted in place of another."""
+
+    def words(found: re.Match[str]) -> str:
+        kinds = [kind for kind in found[1].split(" | ") if kind != "null"] or ["null"]
+        return " or ".join(_WORDS.get(kind, kind) for kind in kinds)
+
+    expected, _, got = message.partition(", got ")
+    text = expected[:1].lower() + expected[1:]
+    if got == "`null`":
+        text = f"nothing given, {text}"
+    elif got:
+        text += f", not {got}"
+    wanted = re.search("`([a-z]+)", expected)
+    return re.sub("`([^`]+)`", words, text), wanted[1] if wanted and got else ""
+
+
+def _value_shown(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    shown = repr(value) if isinstance(value, str) else str(value)
+    return shown if len(shown) <= MOST_SHOWN else shown[:MOST_SHOWN] + "..."
+
+
 def _named(
     error: msgspec.ValidationError,
     lines: dict[str, int],
@@ -187,10 +247,14 @@ def _named(
     else:
         where, line = _shown(path), lines.get(path)
         value = _at(plain, path)
+        scalar = value is not None and not isinstance(value, dict | list | set)
         if message.startswith("Invalid enum value"):
             hint = nearest(str(value), _enum_values(kind, path))
             message = "not a valid value"
-        if not isinstance(value, dict | list):
-            message = f"{value!r}: {message[:1].lower()}{message[1:]}"
+        else:
+            message, wanted = _in_words(message)
+            hint = _FORMS.get(wanted, "") if scalar or wanted != "str" else ""
+        if scalar:
+            message = f"{_value_shown(value)}: {message}"
     at = f":{line}" if line else ""
     return BadInputError(f"{source}{at}: {where + ': ' if where else ''}{message}", hint=hint)

@@ -195,7 +195,9 @@ class TimeTally:
         self._profiled.add(rows)
 
     def _thread(self, calls: Calls) -> Index:
-        return self._threads.numbers(calls.process.astype(np.int64) << 32 | calls.tid)
+        return self._threads.numbers(
+            calls.process.astype(np.int64) << 32 | calls.tid.view(np.uint32)
+        )
 
     @property
     def unoverlapped_ns(self) -> int | None:

@@ -61,8 +61,9 @@ class HostEvents:
 
     @cached_property
     def clock(self) -> RealtimeClock | None:
-        """None when ``run.json`` is missing: times then are those of the host since its boot."""
-        return RealtimeClock(self.host.run.clocks) if self.host.run else None
+        """None without clock pairs: times then are those of the host since its boot."""
+        run = self.host.run
+        return RealtimeClock(run.clocks) if run and run.clocks else None
 
     def real_ns(self, ts: pl.Series) -> pl.Series:
         """``ts`` as CLOCK_REALTIME."""

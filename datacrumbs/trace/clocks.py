@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 
 TRIES = 5
 
+Nanoseconds = Annotated[int, Meta(ge=0, lt=1 << 62)]
+"""On either clock, up to the year 2116: what a damaged file has beyond is refused."""
+
 
 class ClockPair(Struct, frozen=True):
     """One instant on both clocks, nanoseconds (CLOCK_MONOTONIC, CLOCK_REALTIME)."""
 
-    mono_ns: int
-    real_ns: int
+    mono_ns: Nanoseconds
+    real_ns: Nanoseconds
 
 
 def take_pair() -> ClockPair:

@@ -6,8 +6,10 @@ reader takes each segment in one form, Parquet where that exists, so it sees eve
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -187,25 +189,17 @@ def _list_once(directory: Path, table: str) -> dict[int, Path]:
 
 def read_segment(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """The events of one segment (`Segment.path`) by ``ts``, as `HostTrace.events` gives them."""
-    names = list(columns)
+    import pyarrow as pa
+
+    whole = arrow_schema(EVENTS)
     if path.suffix == ".arrows":
-        rows = _read_stream(path, arrow_schema(EVENTS))
+        rows = _read_stream(path, whole)
         if rows is not None:
-            batches = rows.sort_by("ts").select(names).to_batches(max_chunksize=BATCH_ROWS)
+            batches = rows.sort_by("ts").select(columns).to_batches(max_chunksize=BATCH_ROWS)
             yield from (batch for batch in batches if len(batch))
             return
         path = path.with_suffix(".parquet")
-    with _parquet(path) as file:
-        yield from _guarded(path, file.iter_batches(BATCH_ROWS, columns=names, use_threads=False))
-
-
-def _guarded(path: Path, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    import pyarrow as pa
-
-    try:
-        yield from (batch for batch in batches if len(batch))
-    except (OSError, pa.ArrowException) as error:
-        raise _damaged(path, error) from error
+    yield from _read_parquet(path, pa.schema([whole.field(name) for name in columns]))
 
 
 def _batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -215,8 +209,7 @@ def _batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
             yield from (batch for batch in rows.to_batches() if len(batch))
             return
         path = path.with_suffix(".parquet")
-    with _parquet(path) as file:
-        yield from _guarded(path, file.iter_batches(use_threads=False))
+    yield from _read_parquet(path, schema)
 
 
 def _describe(number: int, path: Path) -> Segment:
@@ -234,23 +227,60 @@ def _describe(number: int, path: Path) -> Segment:
 
 
 def _time_span(metadata: Any) -> tuple[int | None, int | None]:
-    """First and last ``ts`` by the statistics of a file of ours: ts is the first column."""
-    groups = [metadata.row_group(i).column(0).statistics for i in range(metadata.num_row_groups)]
-    lows, highs = [group.min for group in groups], [group.max for group in groups]
-    return min(lows, default=None), max(highs, default=None)
+    """First and last ``ts`` by the file's statistics."""
+    columns = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+    if "ts" not in columns:
+        raise ValueError("no column 'ts'")
+    ts, groups = columns.index("ts"), range(metadata.num_row_groups)
+    found = [metadata.row_group(group).column(ts).statistics for group in groups]
+    if not all(one and one.has_min_max and isinstance(one.min, int) for one in found):
+        raise ValueError("no least and greatest 'ts'")
+    return min((one.min for one in found), default=None), max(
+        (one.max for one in found), default=None
+    )
 
 
-def _parquet(path: Path) -> Any:
+def _read_parquet(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    with _parquet(path) as file:
+        for batch in file.iter_batches(BATCH_ROWS, columns=schema.names, use_threads=False):
+            if len(batch):
+                yield _conforming(batch, schema)
+
+
+@contextlib.contextmanager
+def _parquet(path: Path) -> Iterator[Any]:
+    """The open file. What goes wrong while it is read is the file's fault, and said of it."""
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
-        return parquet.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
-        raise _damaged(path, error) from error
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            yield file
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> BadInputError:
+def _conforming(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The columns of ``schema``, of those that there are. ValueError for what is no such batch."""
+    import pyarrow as pa
+
+    for field in schema:
+        at = batch.schema.get_field_index(field.name)
+        if at < 0:
+            raise ValueError(f"no column {field.name!r}")
+        kind = batch.schema.field(at).type
+        if pa.types.is_primitive(field.type) and kind != field.type:
+            raise ValueError(f"column {field.name!r} is {kind}, not {field.type}")
+    if not batch.schema.equals(schema):  # as a later version wrote it, or somebody else
+        table = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
+        batch = table.combine_chunks().to_batches()[0]
+    batch.validate(full=True)
+    return batch
+
+
+def _unreadable(path: Path, error: Exception) -> BadInputError:
+    if isinstance(error, OSError) and error.errno:
+        return BadInputError(f"{path}: {os.strerror(error.errno)}")
     reason = str(error).split("\n", 1)[0]
     return BadInputError(
         f"{path}: {reason}", hint="the file is damaged; without it the rest can be read"
@@ -267,7 +297,11 @@ def _read_stream(path: Path, schema: pa.Schema) -> pa.Table | None:
         return None
     except OSError as error:
         raise BadInputError(f"{path}: {error.strerror}") from error
-    return pa.Table.from_batches(_whole_batches(data), schema=schema)
+    try:
+        batches = [_conforming(batch, schema) for batch in _whole_batches(data) if len(batch)]
+    except (ValueError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from error
+    return pa.Table.from_batches(batches, schema=schema)
 
 
 def _whole_batches(data: bytes) -> Iterator[pa.RecordBatch]:
@@ -277,5 +311,5 @@ def _whole_batches(data: bytes) -> Iterator[pa.RecordBatch]:
 
     try:
         yield from ipc.open_stream(io.BytesIO(data))
-    except (OSError, pa.ArrowException):
+    except (OSError, ValueError, pa.ArrowException):
         return

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from datacrumbs.errors import BadInputError
 from datacrumbs.run import host_name
-from datacrumbs.trace.clocks import ClockPair
+from datacrumbs.trace.clocks import ClockPair, Nanoseconds
 from datacrumbs.trace.schema import FORMAT
 
 RUN_FILE = "run.json"
@@ -129,8 +129,8 @@ class RunInfo(Struct, frozen=True, kw_only=True):
     cpus: int
     probe_file: ProbeFileFacts
     state: State
-    started_ns: int
-    stopped_ns: int | None = None
+    started_ns: Nanoseconds
+    stopped_ns: Nanoseconds | None = None
     clocks: list[ClockPair]
     counts: Counts = Counts()
     lost_by: LostBy = LostBy()

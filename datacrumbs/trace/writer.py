@@ -59,8 +59,13 @@ _EVENT_OPTIONS: dict[str, Any] = {
     "use_dictionary": [n for n in EVENT_DTYPE.names or () if n not in _SORTED],
     "column_encoding": _SORTED,
     "write_statistics": True,
+    "write_page_checksum": True,  # 2 % of the time: a damaged page is noticed
 }
-_ROW_OPTIONS: dict[str, Any] = {"compression": "zstd", "compression_level": 3}
+_ROW_OPTIONS: dict[str, Any] = {
+    "compression": "zstd",
+    "compression_level": 3,
+    "write_page_checksum": True,
+}
 
 
 class TraceWriter:

@@ -229,7 +229,7 @@ def test_the_examples_are_good(path: Path) -> None:
         (
             "mode: trace",
             "min_duration: 10",
-            "c.yaml:9: capture_probes[0].min_duration: 10: expected `str | null`",
+            "c.yaml:9: capture_probes[0].min_duration: 10: expected text, not a whole number",
             "",
         ),
         (
@@ -247,7 +247,7 @@ def test_the_examples_are_good(path: Path) -> None:
         (
             "mode: trace",
             "max_per_s: 0",
-            "c.yaml:9: capture_probes[0].max_per_s: 0: expected `int` >= 1",
+            "c.yaml:9: capture_probes[0].max_per_s: 0: expected a whole number >= 1",
             "",
         ),
         (
@@ -367,7 +367,7 @@ def test_the_examples_are_good(path: Path) -> None:
         (
             "name: posix",
             "name: a layer",
-            "c.yaml:4: capture_probes[0].name: 'a layer': expected `str` matching regex",
+            "c.yaml:4: capture_probes[0].name: 'a layer': expected text matching regex",
             "",
         ),
         (

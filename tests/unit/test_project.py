@@ -280,3 +280,13 @@ def test_no_skips_lets_no_skip_hide(tmp_path: Path) -> None:
     assert "1 failed, 1 error" in refused.stdout
     assert _skipping(tmp_path, "no such machine").returncode in (0, 5)
     assert _skipping(tmp_path, "needs Flux", "--no-skips").returncode in (0, 5)
+
+
+def test_the_demo_installs_nothing_that_only_developing_needs(tmp_path: Path) -> None:
+    def steps(target: str) -> str:
+        command = ["make", "-n", "-C", str(ROOT), target, f"VENV={tmp_path / 'venv'}"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    assert "qemu-system-x86" in steps("test") and ".development" in steps("test")
+    assert "libbpf1" in steps("demo")
+    assert "qemu-system-x86" not in steps("demo") and ".development" not in steps("demo")
