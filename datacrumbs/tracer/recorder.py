@@ -147,7 +147,6 @@ class Recorder:
         )
         self._interval_s = run.config.profile.interval_s
         self._profiled = 0
-        self._disk_lost = 0
         self._unfinished = 0
         self._end = End(run.probes.uid, run.job.end_s, run.config)
         self._logged, self._beaten = Told(time.monotonic()), Told(time.monotonic())
@@ -189,7 +188,8 @@ class Recorder:
                 behind = now - interval_at > self._interval_s
                 interval_at = (now if behind else interval_at) + self._interval_s
                 self._take_profile()
-            if now >= flush_at:
+            # a flush would wait for the segment before; but a busy run has one at all times
+            if now >= flush_at + (FLUSH_S if self._writer.busy else 0):
                 flush_at = now + FLUSH_S
                 self._writer.flush()
                 tell = now >= self._beaten.at_s + TELL_S
@@ -208,7 +208,7 @@ class Recorder:
 
     def _take(self, events: NDArray[np.void]) -> None:
         self._unfinished += int((events["flags"] & EventFlag.UNFINISHED).sum())
-        self._disk_lost += self._writer.write_events(events)
+        self._writer.write_events(events)
 
     def _take_profile(self) -> None:
         if self._profile:
@@ -228,7 +228,7 @@ class Recorder:
         while self._drain():
             pass
         self._take_profile()
-        self._disk_lost += self._writer.close()
+        self._writer.close()
         self._save(State.COMPLETE, clock=True)
         self._say(self.status(self._logged))
 
@@ -241,7 +241,7 @@ class Recorder:
             profile=self._sum("lost_profile"),
             missed=self._attached.object.missed(),
             strings=self._sum("lost_strings") + self._writer.rows_lost + self._names.over_limit,
-            disk=self._disk_lost + self._writer.calls_lost,
+            disk=self._writer.events_lost + self._writer.calls_lost,
         )
         filtered_by = FilteredBy(
             duration=self._sum("filtered_duration"),
