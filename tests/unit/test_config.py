@@ -37,6 +37,7 @@ def test_values_are_taken(tmp_path: Path) -> None:
         (b"ring:\n  total_byte: 4", ":2: ring.total_byte: unknown key", "'total_bytes'"),
         (b"ring:\n  total_bytes: many", ":2: ring.total_bytes: 'many': expected `int`", ""),
         (b"ring: {cpus_per_ring: 0}", "ring.cpus_per_ring: 0: expected `int` >= 1", ""),
+        (b"ring: {min_ring_bytes: 33554432}", "is more than ring.max_ring_bytes, 16777216", "both"),
         (b"a: [", ":1:5: ", ""),
         (b"run_dir: /x\nrun_dir: /y", ":2: run_dir: given twice", ""),
         (b"run_dir: relative", "run_dir: 'relative'", ""),
