@@ -5,7 +5,7 @@
 #pragma once
 #include <linux/types.h>
 
-#define DC_LAYOUT 7
+#define DC_LAYOUT 8
 #define DC_SYSCALLS 512	     /* system call numbers below this can be traced */
 #define DC_MAX_CPUS 1024     /* counters are kept per CPU, modulo this */
 #define DC_RUN_ID_MAX 64
@@ -162,15 +162,17 @@ struct dc_config {
 	__u64 job_cgroup;    /* its kernfs id, in version 2; neither: no `select: job` */
 	__u32 uid;	     /* the run's user */
 	__u32 ns_inum;	     /* the daemon's PID namespace */
-	__u32 cpus_per_ring;
 	__u32 layout;
 	__u32 page_shift; /* log2 of a page's bytes */
 	__u32 cells;	  /* of a bank of profile mode; a power of two */
+	__u32 wake_events;  /* after so many of one CPU the daemon is woken; a power of two */
+	__u32 wake_strings; /* the same, for bytes in the ring `strings` */
+	__u16 ring_of_cpu[DC_MAX_CPUS]; /* index in `rings` */
 };
 
 /* per CPU, read by the daemon through the memory map of .data.counters */
 struct dc_counters {
-	__u64 lost, lost_strings, filtered, unfinished;
+	__u64 lost, lost_strings, filtered, kept;
 	__u64 filtered_duration, filtered_rate, filtered_path; /* not in `filtered` */
 	__u64 lost_profile; /* calls that found the profile full */
 };

@@ -6,7 +6,7 @@ struct ring {
 	__uint(max_entries, 1 << 20);
 };
 
-/* one ring per group of CPUs, so that many cores do not fight over one lock */
+/* one ring per CPU, or few: many cores do not fight over one lock */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, 1);
@@ -18,16 +18,18 @@ __noinline int emit(const struct dc_event *event)
 {
 	if (!event)
 		return 0;
-	__u32 group = bpf_get_smp_processor_id() / config.cpus_per_ring;
-	void *ring = bpf_map_lookup_elem(&rings, &group);
+	struct dc_counters *mine = counters_here();
+	__u32 index = config.ring_of_cpu[bpf_get_smp_processor_id() & (DC_MAX_CPUS - 1)];
+	void *ring = bpf_map_lookup_elem(&rings, &index);
 	struct dc_event *slot = ring ? bpf_ringbuf_reserve(ring, sizeof(*slot), 0) : 0;
 
 	if (!slot) {
-		counters_here()->lost++;
+		__sync_fetch_and_add(&mine->lost, 1); /* of a program that may be preempted, too */
 		return 0;
 	}
 	__builtin_memcpy(slot, event, sizeof(*slot));
-	bpf_ringbuf_submit(slot, BPF_RB_NO_WAKEUP);
+	bool wake = !(++mine->kept & (config.wake_events - 1));
+	bpf_ringbuf_submit(slot, wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
 	return 0;
 }
 

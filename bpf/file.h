@@ -54,8 +54,11 @@ static __always_inline bool send_string(struct dc_string *record)
 
 	if (length > DC_TEXT_MAX)
 		length = DC_TEXT_MAX;
-	if (!bpf_ringbuf_output(&strings, record, offsetof(struct dc_string, text) + length,
-				BPF_RB_NO_WAKEUP))
+	length += offsetof(struct dc_string, text);
+	__u64 fill = bpf_ringbuf_query(&strings, BPF_RB_AVAIL_DATA);
+	bool wake = (fill ^ (fill + length)) & -(__u64)config.wake_strings;
+	if (!bpf_ringbuf_output(&strings, record, length,
+				wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP))
 		return true;
 	counters_here()->lost_strings++;
 	return false;

@@ -113,8 +113,10 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Ring(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Kernel memory that holds events until the daemon has drained them."""
 
-    total_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 36)] = 128 << 20
-    cpus_per_ring: Annotated[int, Meta(ge=1, le=1024)] = 4
+    total_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 36)] = 512 << 20
+    max_ring_bytes: Annotated[int, Meta(ge=1 << 16, le=1 << 30)] = 16 << 20
+    min_ring_bytes: Annotated[int, Meta(ge=1 << 16, le=1 << 30)] = 2 << 20
+    cpus_per_ring: Annotated[int, Meta(ge=1, le=1024)] = 1
     strings_bytes: Annotated[int, Meta(ge=1 << 16, le=1 << 30)] = 8 << 20
 
 
@@ -233,6 +235,12 @@ def _checked(config: SystemConfig, path: Path) -> SystemConfig:
         root = config.trace_root(user="u", home="/h", uid=1, run_id="r", host="h")
     except (ValueError, KeyError, IndexError) as error:
         raise BadInputError(f"{path}: trace_dir: {config.trace_dir!r}: {error}") from error
+    if config.ring.min_ring_bytes > config.ring.max_ring_bytes:
+        raise BadInputError(
+            f"{path}: ring.min_ring_bytes: {config.ring.min_ring_bytes} is more than "
+            f"ring.max_ring_bytes, {config.ring.max_ring_bytes}",
+            hint="give both, the first no larger than the second",
+        )
     if not root.is_absolute():
         raise BadInputError(
             f"{path}: trace_dir: {config.trace_dir!r} is not absolute",

@@ -1,10 +1,11 @@
 """Write one host's part of a trace: Arrow streams while open, Parquet segments when full.
 
 Events collect in memory until a segment is full; then they are sorted by time and become
-``events-000001.parquet``. `TraceWriter.flush`, once a second, appends what has come since to
-``events-000001.arrows``, so that a killed daemon loses a second and not a segment. The small
-tables go the same way. Nothing here raises because the disk is full: what cannot be kept is
-counted. ``docs/trace-format.md`` says what a reader may rely on.
+``events-000001.parquet``, in a thread, while the next collect in a second piece of memory.
+`TraceWriter.flush`, once a second, appends what has come since to ``events-000001.arrows``, so
+that a killed daemon loses a second and not a segment. The small tables go the same way.
+Nothing here raises because the disk is full: what cannot be kept is counted.
+``docs/trace-format.md`` says what a reader may rely on.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +73,7 @@ _ROW_OPTIONS: dict[str, Any] = {
 class TraceWriter:
     """Writes into ``directory`` (``<run>/host=<name>``), which must hold no segments yet.
 
-    Made after the daemon has become the run's user. ``segment_events`` events, 64 bytes each,
+    Made after the daemon has become the run's user. Twice ``segment_events`` events, 64 bytes each,
     stay in memory. It works on the directory's descriptor, so the user may move the run.
     """
 
@@ -82,13 +84,12 @@ class TraceWriter:
         self._rows[FUNCTIONS].segment_rows = 1  # known at the start: Parquet from the start
         self._rows[INTERVALS].segment_rows = INTERVAL_SEGMENT_ROWS
 
-    def write_events(self, raw: NDArray[Any]) -> int:
-        """Append ``raw`` (`EVENT_DTYPE`, copied); returns how many events are lost for good.
+    def write_events(self, raw: NDArray[Any]) -> None:
+        """Append ``raw`` (`EVENT_DTYPE`, copied).
 
-        Losses show when a segment is full and the disk took neither form of it, so they may
-        be events of earlier calls.
+        Waits only when a segment is full before the one before it has become Parquet.
         """
-        return self._events.add(raw)
+        self._events.add(raw)
 
     def write_rows(self, table: str, columns: Mapping[str, Sequence[Any]]) -> None:
         """Append rows, given by column (lists, numpy or Arrow arrays), to a table other than
@@ -100,14 +101,15 @@ class TraceWriter:
         """Everything given so far is in the files, and readable should the daemon be killed.
 
         Not on stable storage: a node that loses power may lose what its kernel still held.
+        Waits while `busy`.
         """
         self._events.flush()
         for log in self._rows.values():
             log.flush()
 
-    def close(self) -> int:
-        """Turn all that is open into Parquet; returns how many more events are lost."""
-        lost = self._events.roll()
+    def close(self) -> None:
+        """Turn all that is open into Parquet."""
+        self._events.finish()
         for log in self._rows.values():
             log.flush()
             log.roll()
@@ -117,7 +119,16 @@ class TraceWriter:
         for log in self._rows.values():
             log.retry(deadline)
         self._home.close()
-        return lost
+
+    @property
+    def busy(self) -> bool:
+        """Whether a segment becomes Parquet just now."""
+        return self._events.busy
+
+    @property
+    def events_lost(self) -> int:
+        """Events lost for good: of segments of which the disk took neither form."""
+        return self._events.lost
 
     @property
     def events(self) -> int:
@@ -172,8 +183,8 @@ class _Home:
 
     def save_parquet(
         self, name: str, schema: pa.Schema, tables: Iterable[pa.Table], **options: Any
-    ) -> bool:
-        """Write ``name`` whole, under a hidden name first; False if the disk refused.
+    ) -> int:
+        """Write ``name`` whole, under a hidden name first; its bytes, 0 if the disk refused.
 
         ``tables`` may read from the same disk: its errors count alike.
         """
@@ -185,13 +196,12 @@ class _Home:
                 _write_parquet(file, schema, tables, options)
             size = os.stat(temporary, dir_fd=self.fd).st_size
             os.rename(temporary, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
-            self.kept_bytes += size
         except (OSError, pa.ArrowException) as error:
             self.failed(name, error)
             self.remove(temporary)
-            return False
+            return 0
         self.problem = ""
-        return True
+        return size
 
     def close(self) -> None:
         os.close(self.fd)
@@ -235,7 +245,7 @@ class _Stream:
         except OSError as error:
             self._home.failed(self.name("arrows"), error)
             if not self.size:
-                self.finish(replaced=False)  # leaves no empty file
+                self.finish(parquet_bytes=0)  # leaves no empty file
             return False
 
     def _append(self, data: pa.Buffer) -> bool:
@@ -252,18 +262,18 @@ class _Stream:
     def name(self, suffix: str) -> str:
         return segment_name(self._table, self.number, suffix)
 
-    def finish(self, *, replaced: bool) -> None:
-        """On to the next segment; ``replaced``: there is a Parquet file of this one.
+    def finish(self, *, parquet_bytes: int) -> None:
+        """On to the next segment; ``parquet_bytes``: of the file that replaces this one, or 0.
 
         Numbers are never skipped: a segment of which nothing was kept gives its number back.
         """
         self._shut()
-        if replaced or not self.size:
+        if parquet_bytes or not self.size:
             self._home.remove(self.name("arrows"))
         else:
-            self._home.kept_bytes += self.size
             self._left.append((self.number, self.size))
-        self.number += replaced or self.size > 0
+        self._home.kept_bytes += parquet_bytes or self.size
+        self.number += parquet_bytes > 0 or self.size > 0
         self.size = self.batches = 0
 
     def _shut(self) -> None:
@@ -284,14 +294,14 @@ class _Stream:
         with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._home.fd), "rb") as file:
             yield pa.Table.from_batches(ipc.open_stream(file), schema=arrow_schema(self._table))
 
-    def retry(self, save: Callable[[int, Iterator[pa.Table]], bool], deadline: float) -> None:
+    def retry(self, save: Callable[[int, Iterator[pa.Table]], int], deadline: float) -> None:
         """Have ``save`` make Parquet of the streams that had to stay behind."""
         for number, size in self._left:
             if time.monotonic() > deadline:
                 return
-            if save(number, self.stored(number)):
+            if parquet_bytes := save(number, self.stored(number)):
                 self._home.remove(segment_name(self._table, number, "arrows"))
-                self._home.kept_bytes -= size
+                self._home.kept_bytes += parquet_bytes - size
 
 
 def _pwrite_all(fd: int, data: pa.Buffer, offset: int) -> int:
@@ -304,50 +314,78 @@ def _pwrite_all(fd: int, data: pa.Buffer, offset: int) -> int:
 
 
 class _EventLog:
-    """One segment of events in memory, of which the first ``_spilled`` are also on disk."""
+    """One segment of events in memory, of which the first ``_spilled`` are also on disk.
+
+    The one before it may still be on its way into a Parquet file: a thread does that, for which
+    numpy and Arrow let go of the interpreter nearly all of the time.
+    """
 
     def __init__(self, home: _Home, segment_events: int) -> None:
         self._home = home
-        self._buffer = np.empty(segment_events, EVENT_DTYPE)
+        self._buffer, self._spare = (np.empty(segment_events, EVENT_DTYPE) for _ in range(2))
         self._fill = 0
         self._spilled = 0
+        self._thread = ThreadPoolExecutor(1)
+        self._closing: Future[int] | None = None
+        self._at_risk = 0  # events of the segment being closed that its stream has not
         self.stream = _Stream(home, EVENTS)
-        self.taken = 0
+        self.taken = self.lost = 0
 
-    def add(self, raw: NDArray[Any]) -> int:
-        lost = 0
+    def add(self, raw: NDArray[Any]) -> None:
+        if not self.busy:
+            self._settle()
         plain = f"V{EVENT_DTYPE.itemsize}"  # copied as 64 bytes, not field by field
-        source, target = raw.view(plain), self._buffer.view(plain)
+        source = raw.view(plain)
         while len(source):
-            room = min(len(source), len(target) - self._fill)
-            target[self._fill : self._fill + room] = source[:room]
+            room = min(len(source), len(self._buffer) - self._fill)
+            self._buffer.view(plain)[self._fill : self._fill + room] = source[:room]
             self._fill += room
             self.taken += room
             source = source[room:]
-            if self._fill == len(target):
-                lost += self.roll()
-        return lost
+            if self._fill == len(self._buffer):
+                self._roll()
+
+    @property
+    def busy(self) -> bool:
+        return self._closing is not None and not self._closing.done()
 
     def flush(self) -> None:
         """What the disk does not take stays in memory, for the next flush or the Parquet file."""
+        self._settle()
         for start in range(self._spilled, self._fill, SPILL_ROWS):
             end = min(start + SPILL_ROWS, self._fill)
             if not self.stream.append(_batch(self._buffer[start:end])):
                 return
             self._spilled = end
         if self.stream.batches >= STREAM_BATCHES:
-            self.roll()  # loses nothing: the stream has it all
+            self._roll()  # loses nothing: the stream has it all
 
-    def roll(self) -> int:
-        """Close the segment; returns how many of its events neither form holds."""
-        if not self._fill:
-            return 0
-        saved = self._save(self.stream.number, _row_groups(self._buffer[: self._fill]))
-        self.stream.finish(replaced=saved)
-        lost = 0 if saved else self._fill - self._spilled
+    def _roll(self) -> None:
+        """Begin to close the segment, and another."""
+        self._settle()
+        rows = self._buffer[: self._fill]
+        self._closing = self._thread.submit(self._save, self.stream.number, _row_groups(rows))
+        self._at_risk = self._fill - self._spilled
+        self._buffer, self._spare = self._spare, self._buffer
         self._fill = self._spilled = 0
-        self.taken -= lost
-        return lost
+
+    def _settle(self) -> None:
+        """Wait until the segment before this one is closed; count what neither form holds."""
+        if not self._closing:
+            return
+        parquet_bytes = self._closing.result()
+        self._closing = None
+        self.stream.finish(parquet_bytes=parquet_bytes)
+        if not parquet_bytes:
+            self.taken -= self._at_risk
+            self.lost += self._at_risk
+
+    def finish(self) -> None:
+        """Close the last segment."""
+        if self._fill:
+            self._roll()
+        self._settle()
+        self._thread.shutdown()
 
     def retry(self, deadline: float) -> None:
         self.stream.retry(lambda number, stored: self._save(number, self._again(stored)), deadline)
@@ -359,7 +397,7 @@ class _EventLog:
                 rows[column] = table[column].to_numpy()
             yield from _row_groups(rows)
 
-    def _save(self, number: int, tables: Iterator[pa.Table]) -> bool:
+    def _save(self, number: int, tables: Iterator[pa.Table]) -> int:
         name = segment_name(EVENTS, number, "parquet")
         return self._home.save_parquet(name, arrow_schema(EVENTS), tables, **_EVENT_OPTIONS)
 
@@ -422,7 +460,7 @@ class _RowLog:
     def roll(self) -> None:
         if self.stream.size:
             number = self.stream.number
-            self.stream.finish(replaced=self._save(number, self.stream.stored(number)))
+            self.stream.finish(parquet_bytes=self._save(number, self.stream.stored(number)))
             self._rows = 0
 
     def retry(self, deadline: float) -> None:
@@ -436,7 +474,7 @@ class _RowLog:
         )
         self._waiting.clear()
 
-    def _save(self, number: int, tables: Iterator[pa.Table]) -> bool:
+    def _save(self, number: int, tables: Iterator[pa.Table]) -> int:
         name = segment_name(self._table, number, "parquet")
         return self._home.save_parquet(name, self._schema, tables, **_ROW_OPTIONS)
 

@@ -24,6 +24,7 @@ from datacrumbs.tracer.custom import Custom, attach_custom, plan_custom
 from datacrumbs.tracer.kernel_functions import attach_kernel, prepare_kernel
 from datacrumbs.tracer.libbpf import OBJECT_PATH, Object
 from datacrumbs.tracer.plan import Plan
+from datacrumbs.tracer.ring_plan import RingPlan, plan_here, power_of_two
 from datacrumbs.tracer.system_calls import attach_syscalls, plan_syscalls
 from datacrumbs.tracer.user_functions import (
     Mechanism,
@@ -57,8 +58,8 @@ class Attached:
 
     object: Object
     plan: Plan
+    rings: RingPlan
     ring_fds: list[int]
-    ring_bytes: int
     strings_fd: int
     mark_job_fd: int
     unfinished_fd: int
@@ -73,27 +74,9 @@ class Attached:
             custom.detach()
 
 
-def power_of_two(size: int) -> int:
-    """The largest power of two that is no larger than ``size``."""
-    return 1 << max(size.bit_length() - 1, 0)
-
-
-def ring_sizes(config: SystemConfig, cpus: int) -> tuple[int, int]:
-    """How many rings, and the bytes of each (a power of two, at least 1 MiB)."""
-    count = -(-cpus // config.ring.cpus_per_ring)
-    return count, max(power_of_two(config.ring.total_bytes // count), 1 << 20)
-
-
-def possible_cpus() -> int:
-    """CPUs the kernel may number; ``/sys/devices/system/cpu/possible`` ends with the last."""
-    text = Path("/sys/devices/system/cpu/possible").read_text()
-    return int(text.strip().replace(",", "-").split("-")[-1]) + 1
-
-
-def tell_host(constants: layout.Config, config: SystemConfig) -> None:
+def tell_host(constants: layout.Config) -> None:
     """What the programs need to know of this host."""
     constants.ns_inum = Path("/proc/self/ns/pid").stat().st_ino
-    constants.cpus_per_ring = config.ring.cpus_per_ring
     constants.page_shift = mmap.PAGESIZE.bit_length() - 1
 
 
@@ -113,15 +96,16 @@ def attach(
     constants.run_id, constants.uid = run_id.encode(), probes.uid
     if job:
         constants.job_cgroup, constants.job_name = job.id, job.name.encode()
-    tell_host(constants, config)
+    tell_host(constants)
+    rings = plan_here(config.ring)
+    rings.tell(constants)
     plan = Plan(probes, constants)
     users, points, programs = _plan_layers(plan)
     kernel = prepare_kernel(bpf, plan)
     system_calls.leave_out(bpf, plan)
-    rings, ring_bytes = ring_sizes(config, possible_cpus())
     cells = profile_cells(config.profile.entries) if plan.profiles() else 1
     constants.cells = cells
-    size_maps(bpf, config, plan, rings=rings, cells=cells)
+    size_maps(bpf, rings, plan, cells=cells)
     mechanism = choose() if users or points else Mechanism.SINGLE
     prepare(bpf, mechanism if users else None)
     usdt.prepare(bpf, points, mechanism)
@@ -130,7 +114,7 @@ def attach(
     bpf.load()
     arguments.tell(bpf, plan.arguments)
     profile_fds = add_profiles(bpf, config.profile.entries) if plan.profiles() else []
-    ring_fds = [bpf.add_ring("rings", i, ring_bytes) for i in range(rings)]
+    ring_fds = bpf.add_rings("rings", rings.count, rings.ring_bytes)
     for name in ("on_fork", "on_exec", "on_exit", *(("on_cgroup",) if job else ())):
         bpf.attach(name)
     for layer, functions in users:
@@ -145,8 +129,8 @@ def attach(
     attached = Attached(
         bpf,
         plan,
+        rings,
         ring_fds,
-        ring_bytes,
         bpf.map_fd("strings"),
         bpf.iterator("mark_job"),
         bpf.iterator("unfinished"),
@@ -160,10 +144,10 @@ def attach(
     return attached
 
 
-def size_maps(bpf: Object, config: SystemConfig, plan: Plan, *, rings: int, cells: int) -> None:
+def size_maps(bpf: Object, rings: RingPlan, plan: Plan, *, cells: int) -> None:
     """The maps whose sizes are this run's."""
-    bpf.set_entries("rings", rings)
-    bpf.set_entries("strings", power_of_two(config.ring.strings_bytes))
+    bpf.set_entries("rings", rings.count)
+    bpf.set_entries("strings", rings.strings_bytes)
     bpf.set_entries("rates", plan.rate_entries())
     bpf.set_entries("cells", 2 * cells)
 

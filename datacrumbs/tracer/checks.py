@@ -33,6 +33,7 @@ from datacrumbs.run import host_name
 from datacrumbs.tracer import attach, io_uring, kernel_functions, layout, usdt
 from datacrumbs.tracer.libbpf import OBJECT_PATH, Object
 from datacrumbs.tracer.plan import Plan
+from datacrumbs.tracer.ring_plan import plan_here
 from datacrumbs.tracer.system_calls import plan_syscalls
 from datacrumbs.tracer.user_functions import (
     CLIENT_FUNCTION,
@@ -48,6 +49,7 @@ KERNEL_FLOOR = (5, 14)
 MACHINES = ("x86_64", "aarch64")
 BTF = Path("/sys/kernel/btf/vmlinux")
 LOCKDOWN = Path("/sys/kernel/security/lockdown")
+MEMINFO = Path("/proc/meminfo")
 
 CAPABILITIES = {  # linux/capability.h; what the daemon does with them
     "CAP_CHOWN": 0,  # the log file becomes the user's
@@ -207,9 +209,9 @@ def libbpf() -> Check:
     return Check(name, True, version().decode())
 
 
-def memory(config: SystemConfig) -> Check:
+def memory(config: SystemConfig, path: Path = MEMINFO) -> Check:
     """Memory for the configured rings, for sums in profile mode and for the daemon."""
-    text = Path("/proc/meminfo").read_text()
+    text = path.read_text()
     available = int(re.findall(r"^MemAvailable:\s*(\d+) kB", text, re.MULTILINE)[0]) * 1024
     profile = attach.profile_bytes(config.profile.entries)
     needed = _ring_bytes(config) + DAEMON_BYTES
@@ -221,8 +223,8 @@ def memory(config: SystemConfig) -> Check:
 
 
 def _ring_bytes(config: SystemConfig) -> int:
-    count, size_bytes = attach.ring_sizes(config, attach.possible_cpus())
-    return count * size_bytes + config.ring.strings_bytes
+    rings = plan_here(config.ring)
+    return rings.events_bytes + rings.strings_bytes
 
 
 def _mib(size_bytes: int) -> str:
@@ -324,7 +326,7 @@ def _trial_plan(layer: Layer) -> tuple[Object, Plan]:
     """An object that is not loaded, and a plan to fill for a user who does not exist."""
     bpf = Object(OBJECT_PATH, log=lambda _: None)
     constants = bpf.memory(".rodata.config", layout.Config)
-    constants.uid, constants.cpus_per_ring = NOBODY_UID, layout.MAX_CPUS
+    constants.uid = NOBODY_UID
     bpf.set_entries("strings", 1 << 16)
     return bpf, Plan(_nobodys([layer]), constants)
 
@@ -354,9 +356,10 @@ def _load(bpf: Object, config: SystemConfig) -> Mechanism:
     kernel_functions.leave_out(bpf, kernel_functions.KernelProbes())
     bpf.leave_out(*io_uring.PROGRAMS)
     constants.uid = NOBODY_UID
-    constants.cpus_per_ring = config.ring.cpus_per_ring
-    bpf.set_entries("rings", attach.ring_sizes(config, attach.possible_cpus())[0])
-    bpf.set_entries("strings", attach.power_of_two(config.ring.strings_bytes))
+    rings = plan_here(config.ring)
+    rings.tell(constants)
+    bpf.set_entries("rings", rings.count)
+    bpf.set_entries("strings", rings.strings_bytes)
     mechanism = choose()
     prepare(bpf, mechanism)
     usdt.prepare(bpf, [], mechanism)
@@ -373,17 +376,14 @@ def _trial(name: str, action: Callable[[], None], found: str) -> Check:
 
 
 def _try_rings(bpf: Object, config: SystemConfig) -> Check:
-    count, size_bytes = attach.ring_sizes(config, attach.possible_cpus())
-    made: list[int] = []
+    rings = plan_here(config.ring)
     try:
-        for index in range(count):
-            made.append(bpf.add_ring("rings", index, size_bytes))
+        made = bpf.add_rings("rings", rings.count, rings.ring_bytes)
     except UserError as error:
         return _from_error("rings", error, "lower ring.total_bytes in system.yaml")
-    finally:
-        for fd in made:
-            os.close(fd)
-    return Check("rings", True, f"{count} of {_mib(size_bytes)}")
+    for fd in made:
+        os.close(fd)
+    return Check("rings", True, f"{rings.count} of {_mib(rings.ring_bytes)}")
 
 
 def _attach_all(bpf: Object) -> None:

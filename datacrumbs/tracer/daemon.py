@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import platform
+import resource
 import signal
 import time
 from dataclasses import replace
@@ -55,6 +56,7 @@ def run_daemon(
         raise UserError("needs root", hint="start datacrumbs@<run-id>.service, or use sudo")
     signals.hold()
     _open_standard_streams()
+    _allow_descriptors()
     try:
         return _run(probe_path, run_id, config, job)
     except UserError as error:
@@ -71,6 +73,12 @@ def _open_standard_streams() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= STANDARD_ERROR:
         os.set_inheritable(fd, True)
     os.close(fd)
+
+
+def _allow_descriptors() -> None:
+    """A ring takes three, and the usual limit is 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _run(probe_path: Path, run_id: str, config: SystemConfig, job: Job) -> int:

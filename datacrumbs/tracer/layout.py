@@ -6,7 +6,7 @@ import ctypes
 import struct
 from enum import IntEnum
 
-LAYOUT = 7
+LAYOUT = 8
 SYSCALLS = 512
 FUNCTIONS = 65536
 LAYERS = 256
@@ -166,10 +166,12 @@ class Config(ctypes.Structure):
         ("job_cgroup", ctypes.c_uint64),
         ("uid", ctypes.c_uint32),
         ("ns_inum", ctypes.c_uint32),
-        ("cpus_per_ring", ctypes.c_uint32),
         ("layout", ctypes.c_uint32),
         ("page_shift", ctypes.c_uint32),
         ("cells", ctypes.c_uint32),
+        ("wake_events", ctypes.c_uint32),
+        ("wake_strings", ctypes.c_uint32),
+        ("ring_of_cpu", ctypes.c_uint16 * MAX_CPUS),
     )
 
 
@@ -180,7 +182,7 @@ class Counters(ctypes.Structure):
         ("lost", ctypes.c_uint64),
         ("lost_strings", ctypes.c_uint64),
         ("filtered", ctypes.c_uint64),
-        ("unfinished", ctypes.c_uint64),
+        ("kept", ctypes.c_uint64),
         ("filtered_duration", ctypes.c_uint64),
         ("filtered_rate", ctypes.c_uint64),
         ("filtered_path", ctypes.c_uint64),

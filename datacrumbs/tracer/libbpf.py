@@ -24,7 +24,7 @@ SLEEPABLE = 1 << 4  # BPF_F_SLEEPABLE
 KPROBE_TYPE = Path("/sys/bus/event_source/devices/kprobe/type")
 PERF_ATTR_BYTES = 112  # PERF_ATTR_SIZE_VER5
 LINK_INFO_BYTES, LINK_INFO_MISSED = 256, 32  # struct bpf_link_info: .kprobe_multi.missed
-DETACHING_THREADS = 32
+THREADS = 32
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}
 _SYS_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
 
@@ -177,22 +177,31 @@ def _trial_program(
 
 def _at_once(action: Callable[[Any], object], objects: list[Any]) -> None:
     """``action`` on each, several at a time: each waits for a grace period of the kernel (20 ms
-    and more for a link of uprobes), and those that wait together wait once."""
+    and more for a link of uprobes), and those that wait together wait once.
+
+    Raises the first `UserError` of ``action``, when all are done.
+    """
     if len(objects) < 2:
         for one in objects:
             action(one)
         return
     todo = iter(objects)  # next() of a list's iterator is atomic
+    errors: list[UserError] = []
 
     def work() -> None:
         for one in todo:
-            action(one)
+            try:
+                action(one)
+            except UserError as error:
+                errors.append(error)
 
-    threads = [Thread(target=work) for _ in range(min(len(objects), DETACHING_THREADS))]
+    threads = [Thread(target=work) for _ in range(min(len(objects), THREADS))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    if errors:
+        raise errors[0]
 
 
 def _recursion_misses(fd: int) -> int:
@@ -496,15 +505,32 @@ class Object:
         """A mark for `detach`: what is attached by now."""
         return len(self._links), len(self._fds)
 
-    def add_ring(self, outer: str, index: int, size_bytes: int) -> int:
-        """Put a new ring buffer into the map of maps ``outer``; returns its descriptor."""
+    def add_rings(self, outer: str, count: int, size_bytes: int) -> list[int]:
+        """Put ``count`` new ring buffers into the map of maps ``outer``; their descriptors.
+
+        Raises `UserError`, with none of them left, if there is no memory for one.
+        """
+        fds: dict[int, int] = {}
+
+        def add(index: int) -> None:
+            fds[index] = self._new_ring(size_bytes)
+            self.put(outer, index, ctypes.c_uint32(fds[index]))
+
+        try:
+            _at_once(add, list(range(count)))
+        except UserError:
+            for fd in fds.values():
+                os.close(fd)
+            raise
+        return [fds[index] for index in range(count)]
+
+    def _new_ring(self, size_bytes: int) -> int:
         fd = self._c.bpf_map_create(BPF_MAP_TYPE_RINGBUF, b"dc_events", 0, 0, size_bytes, None)
         if fd < 0:
             raise UserError(
                 f"cannot make a ring of {size_bytes} bytes: {os.strerror(-fd)}",
                 hint="lower ring.total_bytes in system.yaml",
             )
-        self.put(outer, index, ctypes.c_uint32(fd))
         return int(fd)
 
     def new_hash(self, name: str, key_bytes: int, value_bytes: int, entries: int) -> int:

@@ -6,7 +6,7 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,17 +44,18 @@ from datacrumbs.trace.schema import (
     arrow_schema,
 )
 from datacrumbs.tracer import layout
-from datacrumbs.tracer.attach import Attached, power_of_two, read_all
+from datacrumbs.tracer.attach import Attached, read_all
 from datacrumbs.tracer.custom import RING_BYTES
 from datacrumbs.tracer.job import End, Job
 from datacrumbs.tracer.signals import WAKE
+from datacrumbs.tracer.waker import Waker
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-POLL_S = 0.1
-BUSY_POLL_S = 0.01
+LOOK_S = 0.1
+"""How often all rings are looked at; one that fills wakes us."""
 FLUSH_S = 1.0
 TELL_S = 5.0
 """How often systemd gets a status line."""
@@ -102,9 +103,7 @@ def first_run_info(run: Run, attached: Attached) -> RunInfo:
         ],
         skipped=[Skipped(layer=a, name=b, reason=c) for a, b, c in plan.skipped],
         daemon=Daemon(pid=pid, start_ticks=start_ticks(pid) or 0),
-        ring=RingFacts(
-            count=len(attached.ring_fds), bytes=attached.ring_bytes * len(attached.ring_fds)
-        ),
+        ring=RingFacts(count=attached.rings.count, bytes=attached.rings.events_bytes),
         nodes=[run.job.nodes] if run.job.nodes else [],
     )
 
@@ -130,11 +129,12 @@ class Recorder:
 
         self._attached, self._directory, self._info = attached, directory, info
         self._say, self._beat = say, beat
-        self._rings = [EventRing(fd, attached.ring_bytes) for fd in attached.ring_fds]
-        self._rings += [EventRing(one.ring_fd, RING_BYTES) for one in attached.custom]
+        plan = attached.rings
+        self._rings = {fd: EventRing(fd, plan.ring_bytes) for fd in attached.ring_fds}
+        self._waker = Waker([*self._rings, attached.strings_fd], WAKE)
+        self._rings |= {one.ring_fd: EventRing(one.ring_fd, RING_BYTES) for one in attached.custom}
         self._custom_lost = [one.lost() for one in attached.custom]
-        size = power_of_two(run.config.ring.strings_bytes)
-        self._strings = StringRing(attached.strings_fd, size)
+        self._strings = StringRing(attached.strings_fd, plan.strings_bytes)
         self._names = Names(max_files=run.config.limits.files, kept=attached.plan.arguments)
         self._writer = TraceWriter(directory, segment_events=run.config.segment.events)
         self._counters = attached.object.shared(".data.counters", layout.Counters * layout.MAX_CPUS)
@@ -147,7 +147,6 @@ class Recorder:
         )
         self._interval_s = run.config.profile.interval_s
         self._profiled = 0
-        self._disk_lost = 0
         self._unfinished = 0
         self._end = End(run.probes.uid, run.job.end_s, run.config)
         self._logged, self._beaten = Told(time.monotonic()), Told(time.monotonic())
@@ -168,28 +167,32 @@ class Recorder:
 
         Returns whether it ended by itself, its job being over.
         """
-        flush_at = time.monotonic() + FLUSH_S
-        status_at = time.monotonic() + STATUS_S
-        interval_at = time.monotonic() + self._interval_s
-        pause_s = POLL_S
+        now = time.monotonic()
+        look_at, flush_at, status_at = now, now + FLUSH_S, now + STATUS_S
+        interval_at = now + self._interval_s
         while True:
-            got = signal.sigtimedwait(WAKE, min(pause_s, max(interval_at - time.monotonic(), 0)))
-            if got and got.si_signo != signal.SIGUSR1:
+            woken, signals = self._waker.wait(min(look_at, interval_at) - now)
+            if signals - {signal.SIGUSR1}:
                 self._stop()
                 return False
-            pause_s = BUSY_POLL_S if self._drain() > 100_000 else POLL_S
+            now = time.monotonic()
+            if now >= look_at:
+                look_at = now + LOOK_S
+                woken = set(self._rings)
+            self._drain(woken)
             now = time.monotonic()
             if now >= self._end.look_at and self._end.has_come(now):
                 self._say(self._end.why())
                 self._stop()
                 return True
-            if got:
+            if signals:
                 self._say(self.status(self._logged))
             if now >= interval_at:
                 behind = now - interval_at > self._interval_s
                 interval_at = (now if behind else interval_at) + self._interval_s
                 self._take_profile()
-            if now >= flush_at:
+            # a flush would wait for the segment before; but a busy run has one at all times
+            if now >= flush_at + (FLUSH_S if self._writer.busy else 0):
                 flush_at = now + FLUSH_S
                 self._writer.flush()
                 tell = now >= self._beaten.at_s + TELL_S
@@ -199,16 +202,17 @@ class Recorder:
                 self._say(self.status(self._logged))
                 self._save(State.RUNNING, clock=True)
 
-    def _drain(self) -> int:
+    def _drain(self, fds: Iterable[int]) -> int:
+        """Take what is in the rings ``fds`` and in that of names; how many events."""
         # names first: an event never waits in the files for a name that was sent before it
         self._names.add(self._strings.records())
         for table in (FILES, PROCESSES, PEERS, ARGUMENTS):
             self._write_rows(table, self._names.take(table))
-        return sum(ring.drain(self._take) for ring in self._rings)
+        return sum(self._rings[fd].drain(self._take) for fd in fds if fd in self._rings)
 
     def _take(self, events: NDArray[np.void]) -> None:
         self._unfinished += int((events["flags"] & EventFlag.UNFINISHED).sum())
-        self._disk_lost += self._writer.write_events(events)
+        self._writer.write_events(events)
 
     def _take_profile(self) -> None:
         if self._profile:
@@ -225,10 +229,10 @@ class Recorder:
     def _stop(self) -> None:
         self._attached.detach()
         read_all(self._attached.unfinished_fd)
-        while self._drain():
+        while self._drain(self._rings):
             pass
         self._take_profile()
-        self._disk_lost += self._writer.close()
+        self._writer.close()
         self._save(State.COMPLETE, clock=True)
         self._say(self.status(self._logged))
 
@@ -241,7 +245,7 @@ class Recorder:
             profile=self._sum("lost_profile"),
             missed=self._attached.object.missed(),
             strings=self._sum("lost_strings") + self._writer.rows_lost + self._names.over_limit,
-            disk=self._disk_lost + self._writer.calls_lost,
+            disk=self._writer.events_lost + self._writer.calls_lost,
         )
         filtered_by = FilteredBy(
             duration=self._sum("filtered_duration"),

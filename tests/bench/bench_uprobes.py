@@ -45,7 +45,6 @@ def tracer(mechanism: Mechanism) -> Iterator[tuple[Object, EventRing]]:
     bpf = Object(OBJECT_PATH, log=print)
     config = bpf.memory(".rodata.config", layout.Config)
     config.uid, config.run_id = 0, RUN_ID.encode()
-    config.cpus_per_ring = layout.MAX_CPUS
     config.ns_inum = Path("/proc/self/ns/pid").stat().st_ino
     for function in config.functions:
         function.select = layout.JOINED
@@ -54,7 +53,9 @@ def tracer(mechanism: Mechanism) -> Iterator[tuple[Object, EventRing]]:
     usdt.prepare(bpf, [], mechanism)
     arguments.reserve(bpf, {})
     bpf.load()
-    ring = EventRing(bpf.add_ring("rings", 0, RING_BYTES), RING_BYTES)
+    (fd,) = bpf.add_rings("rings", 1, RING_BYTES)
+    ring = EventRing(fd, RING_BYTES)
+    os.close(fd)
     try:
         yield bpf, ring
     finally:

@@ -66,10 +66,10 @@ def measure(events: int, segment_events: int) -> dict[str, float]:
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
         used_s, written = _write(writer, block, events)
         start = time.process_time()
-        lost = writer.close()
+        writer.close()
         close_s = time.process_time() - start
         on_disk = sum(entry.stat().st_size for entry in Path(directory).iterdir())
-    assert lost == 0, writer.problem
+    assert writer.events_lost == 0, writer.problem
     return {
         "events": written,
         "segment_events": segment_events,
@@ -101,7 +101,7 @@ def _write(writer: TraceWriter, block: NDArray[Any], events: int) -> tuple[float
         for first in range(0, len(block), BATCH_EVENTS):
             batch = block[first : first + BATCH_EVENTS]
             start = time.process_time()
-            assert writer.write_events(batch) == 0, writer.problem
+            writer.write_events(batch)
             if time.monotonic() > flush_at:
                 writer.flush()
                 flush_at += 1

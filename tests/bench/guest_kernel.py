@@ -26,7 +26,7 @@ from kernel.tracing import LIBRARY, RUN_ID, TracedRun, site_for, wait_until
 
 from datacrumbs.probes import model
 from datacrumbs.tracer import kernel_functions as kf
-from datacrumbs.tracer import layout, libbpf
+from datacrumbs.tracer import libbpf
 
 DAEMON = Path(__file__).parents[1] / "vm/daemon.py"
 FUNCTIONS, ROUNDS, READS, BUSY = 2000, 3, "7", 6
@@ -136,7 +136,6 @@ def attach_ms(mechanism: kf.Mechanism) -> dict[str, float]:
     bpf = libbpf.Object(libbpf.OBJECT_PATH, log=print)
     bpf.only("kernel_session")
     bpf.set_expected_attach_type("kernel_session", libbpf.KPROBE_SESSION)
-    bpf.memory(".rodata.config", layout.Config).cpus_per_ring = 64
     bpf.load()
     chosen = names()
     reasons = kf.why_not(chosen)

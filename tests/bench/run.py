@@ -138,6 +138,7 @@ def measure(run: TracedRun, options: argparse.Namespace) -> dict[str, Any]:
         "per_call": lambda: per_call.measure(run, load),
         "full_speed": lambda: at_full_speed(run, load, options.seconds),
         "memory": lambda: memory(run, load, options.minutes),
+        "rings": lambda: script("bench_rings.py", "--way", "default"),
         "client": lambda: script("bench_client.py"),
         "writer": lambda: script("bench_writer.py", "--events", str(WRITER_EVENTS)),
         "hooks": lambda: script("bench_hooks.py"),
@@ -209,6 +210,7 @@ def rows(result: dict[str, Any]) -> list[Row]:
         ),
         Row(both, 1.5, speed["events_per_s"] / 1e6, "M events/s", least=True),
         Row(f"{both}: lost", 0, speed["lost"], "events"),
+        *_ring_rows(result["rings"]),
         Row(
             "drain and write, per CPU second of the daemon",
             4,
@@ -238,6 +240,12 @@ def rows(result: dict[str, Any]) -> list[Row]:
         Row("epilog of a traced job, until closed", 700, hooks["traced_epilog_ms"], "ms"),
         *_analysis_rows(result["growth"], result["dfanalyzer"]),
     ]
+
+
+def _ring_rows(rings: dict[str, Any]) -> Iterator[Row]:
+    lost = rings["ways"]["default"]["burst_lost_percent"]
+    yield Row("bursts of 1 M reads by each CPU: lost", 0.1, lost, "%")
+    yield Row("128 rings of 2 MiB in place", 200, rings["placed_ms"], "ms")
 
 
 def _analysis_rows(growth: list[dict[str, Any]], beside: dict[str, Any]) -> Iterator[Row]:

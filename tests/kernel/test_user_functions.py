@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
@@ -485,14 +486,16 @@ def test_every_mechanism_gives_the_same(traced_run: TracedRun, mechanism: Mechan
     bpf = Object(OBJECT_PATH, log=print)
     config = bpf.memory(".rodata.config", layout.Config)
     config.uid, config.run_id = traced_run.user.pw_uid, RUN_ID.encode()
-    config.cpus_per_ring, config.functions[1].select = layout.MAX_CPUS, layout.JOINED
+    config.functions[1].select = layout.JOINED
     config.ns_inum = Path("/proc/self/ns/pid").stat().st_ino
     bpf.set_entries("rings", 1)
     prepare(bpf, mechanism)
     usdt.prepare(bpf, [], mechanism)
     with closing(bpf):
         bpf.load()
-        ring = EventRing(bpf.add_ring("rings", 0, 1 << 20), 1 << 20)
+        (fd,) = bpf.add_rings("rings", 1, 1 << 20)
+        ring = EventRing(fd, 1 << 20)
+        os.close(fd)
         probes = [Probe(1, "down", function.offset)]
         assert list(Attacher(bpf, program, mechanism).attach(probes)) == []
         attach_client(bpf, LIBRARY)

@@ -52,6 +52,7 @@ def test_values_are_taken(tmp_path: Path) -> None:
         (b"run_dir: /x\n? [a]\n: b", ":2:3: a key that is not text", "'quotes'"),
         (b"cluster: @home", ":1:10: found character '@'", "'quotes'"),
         (b"ring:\n\ttotal_bytes: 1", ":2:1: found character '\\t'", "no tabs"),
+        (b"ring: {min_ring_bytes: 33554432}", "is more than ring.max_ring_bytes, 16777216", "both"),
         (b"a: [", ":1:5: ", ""),
         (b"run_dir: /x\nrun_dir: /y", ":2: run_dir: given twice", ""),
         (b"run_dir: relative", "run_dir: 'relative'", ""),

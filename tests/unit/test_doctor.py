@@ -113,10 +113,12 @@ def test_only_the_strictest_lockdown_fails(tmp_path: Path, text: str, ok: bool) 
     assert checks.lockdown(path).ok is ok
 
 
-def test_rings_larger_than_memory_fail() -> None:
-    config = SystemConfig(ring=Ring(total_bytes=1 << 36))
-    assert_failed(checks.memory(config), found="available", remedy="ring.total_bytes")
-    assert checks.memory(SystemConfig(ring=Ring(total_bytes=1 << 20))).ok
+def test_rings_larger_than_memory_fail(tmp_path: Path) -> None:
+    path = tmp_path / "meminfo"
+    path.write_text("MemTotal: 2097152 kB\nMemAvailable:    524288 kB\n")
+    large = SystemConfig(ring=Ring(total_bytes=1 << 30, max_ring_bytes=1 << 29))
+    assert_failed(checks.memory(large, path), found="512 MiB available", remedy="ring.total_bytes")
+    assert checks.memory(SystemConfig(ring=Ring(total_bytes=1 << 20)), path).ok
 
 
 @pytest.mark.parametrize("options", ["hidepid=invisible", "hidepid=2"])

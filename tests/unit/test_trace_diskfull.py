@@ -58,24 +58,23 @@ def pause(disk: Path) -> dict[str, Any]:
     writer.write_events(sample(1000))
     writer.flush()
     _fill(disk)
-    lost = 0
     for first in range(1000, 31_000, 1000):
-        lost += writer.write_events(sample(1000, first=first))
+        writer.write_events(sample(1000, first=first))
         writer.flush()
     full = {"files": sorted(os.listdir(run)), "readable": len(numbers(run))}
     problem = writer.problem
     (disk / "ballast").unlink()
     for first in range(31_000, 41_000, 1000):
-        lost += writer.write_events(sample(1000, first=first))
+        writer.write_events(sample(1000, first=first))
         writer.flush()
     resumed = len(numbers(run))
-    lost += writer.close()
+    writer.close()
     kept = sorted(numbers(run))
     return {
         "full": full,
         "problem": problem,
         "resumed": resumed,
-        "lost": lost,
+        "lost": writer.events_lost,
         "events": writer.events,
         "kept": kept,
         "files": sorted(os.listdir(run)),
@@ -94,12 +93,12 @@ def stays_full(disk: Path) -> dict[str, Any]:
     writer.write_rows("peers", {name: values[:50] for name, values in peers.items()})
     writer.flush()
     _fill(disk)
-    lost = writer.write_events(sample(6000, first=1000))
+    writer.write_events(sample(6000, first=1000))
     writer.write_rows("peers", peers)
-    lost += writer.close()
+    writer.close()
     (host,) = open_trace(run).hosts
     return {
-        "lost": lost,
+        "lost": writer.events_lost,
         "events": writer.events,
         "kept": sorted(numbers(run)),
         "peers": len(host.table("peers")),
@@ -113,17 +112,16 @@ def fills_by_itself(disk: Path) -> dict[str, Any]:
     run = disk / "run"
     run.mkdir()
     writer = TraceWriter(run, segment_events=SEGMENT)
-    lost = 0
     random = np.random.default_rng(3)
     for first in range(0, 400_000, 1000):
         events = sample(1000, first=first)
         events["size"] = random.integers(0, 1 << 40, 1000)
-        lost += writer.write_events(events)
+        writer.write_events(events)
         writer.flush()
-    lost += writer.close()
+    writer.close()
     kept = numbers(run)
     return {
-        "lost": lost,
+        "lost": writer.events_lost,
         "kept": len(kept),
         "distinct": len(set(kept)),
         "events": writer.events,

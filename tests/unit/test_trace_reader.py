@@ -219,6 +219,7 @@ def test_a_segment_closed_between_listing_and_reading(tmp_path: Path) -> None:
     batches = open_trace(tmp_path).hosts[0].events(["offset"])
     seen = next(batches).column(0).to_pylist()
     writer.write_events(sample(5, first=25))  # fills the third segment, whose stream goes
+    writer.flush()
     seen += [n for batch in batches for n in batch.column(0).to_pylist()]
     assert sorted(seen) == list(range(30))
     writer.close()
