@@ -10,9 +10,10 @@ from kernel.tracing import RUN_ID, TracedRun
 
 
 def test_events_that_find_the_ring_full_are_lost_by_number(traced_run: TracedRun) -> None:
-    """The recorder stands still meanwhile; what the ring holds is kept."""
+    """The recorder stands still meanwhile; what the ring, one for all CPUs, holds is kept."""
     config = traced_run.root / "system.yaml"
-    config.write_text(re.sub("total_bytes: [0-9]+", "total_bytes: 1048576", config.read_text()))
+    ring = "ring: {total_bytes: 1048576, cpus_per_ring: 1024}"
+    config.write_text(re.sub("ring: {.*}", ring, config.read_text()))
     with traced_run.daemon():
         recorder = int((traced_run.root / f"run/datacrumbs-{RUN_ID}.ready").read_text())
         os.kill(recorder, signal.SIGSTOP)

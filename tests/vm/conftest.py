@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from kernel.tracing import LIBRARY, TracedRun, make_site, traced_names, user_layer
+from kernel.tracing import LIBRARY, Trace, TracedRun, make_site, traced_names, user_layer
 from vm import explained
 from vm.kernels import get_kernel
 from vm.machine import DiedError, run_in
@@ -33,6 +33,10 @@ OFFERS = {"6.1": (KPROBE, NONE), "6.12": (SESSION, MULTI, KPROBE), "7": (SESSION
 nothing cheaper. `NONE`: as if it had no probes on functions."""
 SYSTEM_CALLS = {"6.1": "tp_btf", "6.12": "tp_btf", "7": SESSION}
 """What system calls are seen by: 7.2 can preempt programs on their tracepoints."""
+
+MAY_MISS = {"7"}
+"""It preempts itself: while somebody is so in an operation on a BPF map (the daemon, at its sums),
+the kernel runs no program on that CPU, for whichever thread. It counts them."""
 
 FUNCTIONS = (
     *("ksys_write", "ext4_file_write_iter", "ext4_buffered_write_iter"),
@@ -65,6 +69,15 @@ class Booted:
     kernel: str
     runs: dict[str, TracedRun]
     explained: TracedRun | None
+
+    def missed(self, mechanism: str) -> int:
+        """How often the kernel says that it did not run a program; 0 unless it is one that may."""
+        lost_by = self.runs[mechanism].info()["lost_by"]
+        return int(lost_by["missed"]) if self.kernel in MAY_MISS else 0
+
+    def trace(self, mechanism: str) -> Trace:
+        """The trace of a run, which lost nothing but what the kernel missed."""
+        return self.runs[mechanism].trace(lost=self.missed(mechanism))
 
 
 Boot = Callable[[str], Booted]
