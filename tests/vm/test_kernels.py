@@ -32,10 +32,11 @@ ON_DISK = -(-WRITES * BYTES // PAGE) * PAGE
 EVERY_WRITE = {
     "ext4": ("ksys_write", "vfs_write", "ext4_file_write_iter", "ext4_buffered_write_iter"),
     "xfs": ("ksys_write", "vfs_write", "xfs_file_write_iter", "iomap_file_buffered_write"),
+    "nfs": ("ksys_write", "vfs_write", "nfs_file_write"),
 }
 """From the system call down: called once for each write, each by the one before it."""
 
-EVERY_FSYNC = {"ext4": "ext4_sync_file", "xfs": "xfs_file_fsync"}
+EVERY_FSYNC = {"ext4": "ext4_sync_file", "xfs": "xfs_file_fsync", "nfs": "nfs_file_fsync"}
 
 
 def traces(booted: Booted) -> Iterator[tuple[str, Trace]]:
@@ -161,7 +162,7 @@ def test_arguments_are_kept(booted: Booted) -> None:
             "GROUP BY ALL ORDER BY a.name",
             WITH_ARGUMENTS[0],
         )
-        assert rows == [("count", BYTES, 3 * WRITES)], mechanism
+        assert rows == [("count", BYTES, 5 * WRITES)], mechanism
 
 
 def test_functions_that_cannot_be_probed_are_named_and_the_rest_goes_on(booted: Booted) -> None:
