@@ -82,7 +82,7 @@ enum {
 enum {
 	DC_OF_NONE, DC_OF_FILE, DC_OF_KIOCB, DC_OF_INODE, DC_OF_DENTRY, DC_OF_PATH, DC_OF_FOLIO,
 	DC_OF_PAGE, DC_OF_MAPPING, DC_OF_FAULT, DC_OF_READAHEAD, DC_OF_BIO, DC_OF_REQUEST,
-	DC_OF_JOURNAL,
+	DC_OF_JOURNAL, DC_OF_NFS_IO, DC_OF_NFS_COMMIT,
 };
 enum {
 	DC_OFFSET_POINTER = 1, DC_SIZE_ITER = 2, DC_OFFSET_PAGES = 4, DC_SIZE_32 = 8,
@@ -99,7 +99,7 @@ struct dc_point {
 	__u8 unused[3];
 	struct dc_function roles;
 };
-enum { DC_NO_POINT, DC_SINGLE, DC_ENTER, DC_LEAVE, DC_ISSUE, DC_DONE };
+enum { DC_NO_POINT, DC_SINGLE, DC_ENTER, DC_LEAVE, DC_ISSUE, DC_DONE, DC_REPLY };
 
 /* what an attach cookie has besides the function's number */
 #define DC_TAIL (1ULL << 16) /* an exit: a jump into another function, the result is not known */

@@ -13,7 +13,7 @@ struct request_start {
 	__s32 fd;
 };
 
-/* requests that a device, or io_uring, works on; by address */
+/* requests that a device, a server or io_uring works on; by address */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
@@ -33,33 +33,72 @@ static __always_inline void emit_found(const struct found *found, const struct s
 	finish(&event);
 }
 
-/* func, func + 1 and func + 2 are reads, writes and the rest */
+/* What a request is known by: what it is about, else the first argument. */
+static __always_inline __u64 request_of(struct origin from, const volatile struct dc_point *point)
+{
+	return pick(from, point->roles.object < 0 ? 0 : point->roles.object);
+}
+
+/* Of a device's requests func, func + 1 and func + 2 are reads, writes and the rest. */
+static __always_inline __u16 func_of(__u64 request, const volatile struct dc_point *point)
+{
+	if (point->roles.kind != DC_OF_REQUEST)
+		return point->func;
+	__u32 what = BPF_CORE_READ((struct request *)request, cmd_flags) & 0xff; /* REQ_OP_MASK */
+	return point->func + (what < 2 ? what : 2);
+}
+
 static __always_inline void issue(const struct found *found, const struct subject *subject,
 				  __u64 request, __u16 func)
 {
-	__u32 what = BPF_CORE_READ((struct request *)request, cmd_flags) & 0xff; /* REQ_OP_MASK */
 	struct request_start start = {
 		.ts = bpf_ktime_get_ns(), .file = found->file, .offset = subject->offset,
 		.size = subject->size, .pid = found->pid, .tid = found->tid,
-		.func = func + (what < 2 ? what : 2), .fd = -1,
+		.func = func, .fd = -1,
 	};
 
 	if (bpf_map_update_elem(&requests, &request, &start, BPF_ANY))
 		counters_here()->lost++;
 }
 
-/* The second argument is a blk_status_t, the third the bytes done now. */
-static __always_inline int done(struct origin from)
+/* A device's: the second argument is a blk_status_t, the third the bytes done now. */
+static __always_inline bool is_done(struct origin from, __u64 request,
+				    const struct request_start *start, __s64 *ret)
 {
-	__u64 request = pick(from, 0);
-	struct request_start *start = bpf_map_lookup_elem(&requests, &request);
+	if ((__u32)pick(from, 2) < BPF_CORE_READ((struct request *)request, __data_len))
+		return false;
+	*ret = (__u8)pick(from, 1) ? -5 /* EIO */ : start->size;
+	return true;
+}
 
-	if (!start || (__u32)pick(from, 2) < BPF_CORE_READ((struct request *)request, __data_len))
+/* A server's answer: the first argument is the rpc_task. A commit moves no bytes. */
+static __always_inline __s64 answer(struct origin from, __u64 request, __u8 kind)
+{
+	__s64 status = 0;
+
+	if (bpf_core_type_exists(struct rpc_task))
+		status = BPF_CORE_READ((struct rpc_task *)pick(from, 0), tk_status);
+	if (status >= 0 && kind == DC_OF_NFS_IO && bpf_core_type_exists(struct nfs_pgio_header))
+		return BPF_CORE_READ((struct nfs_pgio_header *)request, res.count);
+	return status;
+}
+
+static __always_inline int end_request(struct origin from, const volatile struct dc_point *point)
+{
+	__u64 request = request_of(from, point);
+	struct request_start *start = bpf_map_lookup_elem(&requests, &request);
+	__s64 ret;
+
+	if (!start)
+		return 0;
+	if (point->part == DC_REPLY)
+		ret = answer(from, request, point->roles.kind);
+	else if (!is_done(from, request, start, &ret))
 		return 0;
 	struct dc_event event = {
 		.ts = start->ts, .dur = bpf_ktime_get_ns() - start->ts, .file = start->file,
-		.offset = start->offset, .size = start->size, .ret = (__u8)pick(from, 1) ? -5 /* EIO */ : start->size,
-		.fd = -1, .func = start->func, .flags = DC_ASYNC, .pid = start->pid, .tid = start->tid,
+		.offset = start->offset, .size = start->size, .ret = ret, .fd = -1,
+		.func = start->func, .flags = DC_ASYNC, .pid = start->pid, .tid = start->tid,
 	};
 	bpf_map_delete_elem(&requests, &request);
 	finish(&event);
@@ -85,14 +124,19 @@ static __noinline int at_point(struct bpf_raw_tracepoint_args *ctx,
 	case DC_LEAVE:
 		return end(task, point->func, ret, here);
 	case DC_DONE:
-		return done(from);
+	case DC_REPLY:
+		return end_request(from, point);
 	}
 	if (!find(&found, &subject, task, from, &point->roles, 0, here))
 		return 0;
-	if (point->part == DC_ISSUE)
-		issue(&found, &subject, pick(from, 0), point->func);
-	else
+	if (point->part == DC_ISSUE) {
+		__u64 request = request_of(from, point);
+		if (!found.file && found.self && found.self->event.func)
+			found.file = found.self->event.file; /* of the system call it is for */
+		issue(&found, &subject, request, func_of(request, point));
+	} else {
 		emit_found(&found, &subject, point->func, ret);
+	}
 	return 0;
 }
 

@@ -156,6 +156,29 @@ static __always_inline void look_at_request(struct subject *subject, __u64 addre
 		subject->offset = BPF_CORE_READ(request, __sector) << 9;
 }
 
+/* What a client of NFS asks a server for. */
+static __always_inline void look_at_nfs_io(struct subject *subject, __u64 address)
+{
+	struct nfs_pgio_header *io = (void *)address;
+
+	if (!bpf_core_type_exists(struct nfs_pgio_header))
+		return;
+	subject->inode = (__u64)BPF_CORE_READ(io, inode);
+	subject->offset = BPF_CORE_READ(io, args.offset);
+	subject->size = BPF_CORE_READ(io, args.count);
+}
+
+static __always_inline void look_at_nfs_commit(struct subject *subject, __u64 address)
+{
+	struct nfs_commit_data *commit = (void *)address;
+
+	if (!bpf_core_type_exists(struct nfs_commit_data))
+		return;
+	subject->inode = (__u64)BPF_CORE_READ(commit, inode);
+	subject->offset = BPF_CORE_READ(commit, args.offset);
+	subject->size = BPF_CORE_READ(commit, args.count);
+}
+
 static __always_inline void look_at_file(struct subject *subject, __u64 address)
 {
 	struct file *file = as(struct file, address);
@@ -218,6 +241,12 @@ __noinline int look_at(struct subject *subject, __u64 address, __u32 kind)
 		break;
 	case DC_OF_JOURNAL:
 		subject->dev = BPF_CORE_READ((struct journal_s *)address, j_fs_dev, bd_dev);
+		break;
+	case DC_OF_NFS_IO:
+		look_at_nfs_io(subject, address);
+		break;
+	case DC_OF_NFS_COMMIT:
+		look_at_nfs_commit(subject, address);
 		break;
 	}
 	return 0;

@@ -93,6 +93,9 @@ MEANING: dict[Cause, str] = {
 _STRONG: tuple[tuple[Cause, str], ...] = (
     # --- passing remarks of the kernel that take no time and say nothing about waiting
     (Cause.NONE, "writeback_dirty_* writeback_mark_inode_dirty writeback_*_enqueue"),
+    # --- where calls enter NFS: what is inside says whether they asked the server
+    (Cause.NONE, "nfs_file_read nfs_file_write nfs_write_begin nfs_write_end nfs_update_folio"),
+    (Cause.NONE, "nfs_updatepage"),
     # --- the writer is held back: dirty limits, cgroup limits (io.max), writeback throttling
     (Cause.THROTTLING, "balance_dirty_pages* *io_throttle* blk_throtl* __blk_throtl* rq_qos_wait*"),
     (Cause.THROTTLING, "wbt_wait* iocg_* ioc_rqos_throttle* mem_cgroup_handle_over_high*"),
@@ -130,7 +133,10 @@ _STRONG: tuple[tuple[Cause, str], ...] = (
     (Cause.BLOCK, "*submit_bh* *bread* xfs_buf_* dm_* md_*"),
     # --- somebody else has it: inode locks, folio locks, mutexes; also in user space
     (Cause.LOCK, "down_read* down_write* __down_* rwsem_* *mutex_lock* *_lock_slowpath*"),
-    (Cause.LOCK, "xfs_ilock* inode_lock* *folio_lock* __lock_page* lock_page* percpu_down_*"),
+    (
+        Cause.LOCK,
+        "nfs_start_io_* xfs_ilock* inode_lock* *folio_lock* __lock_page* lock_page* percpu_down_*",
+    ),
     (Cause.LOCK, "*spin_lock* *futex_wait* futex pthread_mutex_* pthread_rwlock_* flock"),
     (Cause.LOCK, "locks_lock_* posix_lock_* *lock_inode* contention_begin *_lock"),
     # --- file systems that ask somebody else

@@ -119,8 +119,19 @@ def select(
 
 
 _TRACEPOINT = "__traceiter_"  # of each tracepoint's own function (linux/tracepoint.h)
-_PAIRS = (("_enter", "_exit"), ("_start", "_end"), ("_start", "_done"), ("_begin", "_end"))
-_REQUEST = ("block_rq_issue", "block_rq_complete")
+PAIRS = (("_enter", "_exit"), ("_start", "_end"), ("_start", "_done"), ("_begin", "_end"))
+"""What the names of two tracepoints end with that one thread passes, one after the other."""
+
+REQUESTS = {
+    "block_rq": ("block_rq_issue", "block_rq_complete"),
+    "nfs_rq": (
+        *("nfs_initiate_read", "nfs_readpage_done"),
+        *("nfs_initiate_write", "nfs_writeback_done"),
+        *("nfs_initiate_commit", "nfs_commit_done"),
+    ),
+    "rpc_task": ("rpc_task_begin", "rpc_task_end"),
+}
+"""What one thread begins and any other ends: first and last tracepoint of each kind."""
 
 
 @functools.cache
@@ -128,21 +139,22 @@ def tracepoints() -> tuple[str, ...]:
     """The running kernel's tracepoints as ``group:name``; a pair of them is one, of calls.
 
     ``ext4:ext4_sync_file`` stands for ``ext4_sync_file_enter`` and ``..._exit``, ``block:block_rq``
-    for a request's way through the device. The group is for people: names are unique without.
+    for a request's way through the device, as in `REQUESTS`. The group is for people: names are
+    unique without.
     """
     events = {
         name.removeprefix(_TRACEPOINT) for _, name in _symbols() if name.startswith(_TRACEPOINT)
     }
-    calls = {"block_rq": _REQUEST} if set(_REQUEST) <= events else {}
+    calls = {call: points for call, points in REQUESTS.items() if events.issuperset(points)}
     for event in events:
-        for first, last in _PAIRS:
+        for first, last in PAIRS:
             call = event.removesuffix(first)
             if call != event and call + last in events:
                 calls.setdefault(call, (event, call + last))
-    single = events - {event for pair in calls.values() for event in pair}
+    single = events.difference(*calls.values())
     groups = _groups()
     named = [
-        (groups.get(first) or _likely_group(first), call) for call, (first, _) in calls.items()
+        (groups.get(first) or _likely_group(first), call) for call, (first, *_) in calls.items()
     ]
     named += [(groups.get(event) or _likely_group(event), event) for event in single]
     return tuple(sorted(f"{group}:{name}" for group, name in named))

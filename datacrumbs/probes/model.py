@@ -77,7 +77,8 @@ class KernelFunction(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """One function of the kernel, by the name ``/proc/kallsyms`` has, or a tracepoint.
 
     A tracepoint is ``group:event``; ``group:name`` of a pair (``name_enter``, ``name_exit``) is
-    calls, and ``block:block_rq`` requests to a device. Arguments are numbers only.
+    calls, ``block:block_rq`` requests to a device, ``nfs:nfs_rq`` to an NFS server. Arguments are
+    numbers only.
     """
 
     name: Name

@@ -24,6 +24,8 @@ SUBJECTS = {  # by preference: what tells most comes first
     "request": Subject.REQUEST,
     "bio": Subject.BIO,
     "journal_t": Subject.JOURNAL,
+    "nfs_pgio_header": Subject.NFS_IO,
+    "nfs_commit_data": Subject.NFS_COMMIT,
 }
 OFFSETS = {"pos", "ppos", "offset", "off", "start", "from", "iocb_pos", "lstart"}
 PAGE_OFFSETS = {"index", "pgoff", "start_index"}

@@ -89,6 +89,8 @@ class Subject(IntEnum):
     BIO = 11
     REQUEST = 12
     JOURNAL = 13
+    NFS_IO = 14
+    NFS_COMMIT = 15
 
 
 OFFSET_POINTER, SIZE_ITER, OFFSET_PAGES, SIZE_32, KEEPS = 1, 2, 4, 8, 16
@@ -113,6 +115,7 @@ class Part(IntEnum):
     LEAVE = 3
     ISSUE = 4
     DONE = 5
+    REPLY = 6
 
 
 class Point(ctypes.Structure):

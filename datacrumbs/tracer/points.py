@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 
 from datacrumbs.probes.btf import Btf, KernelTypes, Prototype
+from datacrumbs.probes.kernel import PAIRS, REQUESTS
 from datacrumbs.probes.model import KernelLayer
 from datacrumbs.trace.schema import Op
 from datacrumbs.tracer import layout
@@ -21,8 +22,9 @@ from datacrumbs.tracer.libbpf import Object
 from datacrumbs.tracer.plan import Plan
 
 SLOTS = layout.POINTS
-REQUEST = ("block_rq_issue", "block_rq_complete")
-REQUEST_NAMES = (("read", Op.READ), ("write", Op.WRITE), ("other", Op.OTHER))
+BLOCK, NFS, RPC = (REQUESTS[name] for name in ("block_rq", "nfs_rq", "rpc_task"))
+BLOCK_KINDS = {"read": Op.READ, "write": Op.WRITE, "other": Op.OTHER}
+NFS_KINDS = {"read": Op.READ, "write": Op.WRITE, "commit": Op.SYNC}
 
 STANDS_FOR: dict[str, tuple[str, ...]] = {
     "ext4_writepages": ("ext4_writepages", "ext4_writepages_result"),
@@ -42,16 +44,17 @@ STANDS_FOR: dict[str, tuple[str, ...]] = {
     "submit_bio": ("block_bio_queue",),
     "submit_bio_noacct": ("block_bio_queue",),
     "blk_mq_submit_bio": ("block_bio_queue",),
-    "blk_mq_start_request": REQUEST,
+    "blk_mq_start_request": BLOCK,
     "bio_endio": ("block_bio_complete",),
     "xfs_file_write_iter": ("xfs_file_buffered_write",),
     "xfs_file_read_iter": ("xfs_file_buffered_read",),
     "xfs_vn_update_time": ("xfs_update_time",),
     "nfs_file_fsync": ("nfs_fsync_enter", "nfs_fsync_exit"),
+    "nfs_readahead": ("nfs_aop_readahead", "nfs_aop_readahead_done"),
+    "nfs_wb_all": ("nfs_writeback_inode_enter", "nfs_writeback_inode_exit"),
 }
 """Kernel functions whose tracepoints have other names: one, or first and last of a pair."""
 
-PAIRS = (("_enter", "_exit"), ("_start", "_end"), ("_start", "_done"), ("_begin", "_end"))
 DIRT_EVENTS = ("writeback_dirty_folio", "writeback_dirty_page")  # since, and before, Linux 5.18
 
 
@@ -101,7 +104,7 @@ def find(name: str, types: KernelTypes) -> Found | str:
 
 def _candidates(plain: str, *, explicit: bool) -> list[tuple[str, ...]]:
     by_table = [STANDS_FOR[plain]] if plain in STANDS_FOR and not explicit else []
-    request = [REQUEST] if plain == "block_rq" else []
+    request = [REQUESTS[plain]] if plain in REQUESTS else []
     pairs = [(plain + first, plain + last) for first, last in PAIRS]
     return [*by_table, *request, *([(plain,), *pairs] if explicit else [*pairs, (plain,)])]
 
@@ -109,28 +112,38 @@ def _candidates(plain: str, *, explicit: bool) -> list[tuple[str, ...]]:
 def fill(layer: KernelLayer, found: Found, plan: Plan, slot: int) -> Used:
     """Number the function and tell the BPF programs of its tracepoints, from ``slot`` on."""
     events = [event for event, *_ in found.events]
-    first, parts = _number(layer, found, plan)
-    select = plan.config.functions[first]
-    for at, (part, (_, prototype, types)) in enumerate(zip(parts, found.events, strict=True)):
+    parts = _number(layer, found, plan)
+    for at, ((func, part), (_, prototype, types)) in enumerate(
+        zip(parts, found.events, strict=True)
+    ):
         point = plan.config.points[slot + at]
-        point.func, point.part = first, part
+        point.func, point.part = func, part
         _fill_roles(point, prototype, types)
+        select = plan.config.functions[func]
         point.roles.select, point.roles.layer = select.select, select.layer
     return Used(found.name, tuple((event, slot + at) for at, event in enumerate(events)))
 
 
-def _number(layer: KernelLayer, found: Found, plan: Plan) -> tuple[int, tuple[Part, ...]]:
+def _number(layer: KernelLayer, found: Found, plan: Plan) -> list[tuple[int, Part]]:
+    """For each tracepoint, the number of its function and what it is to that."""
     events = tuple(event for event, *_ in found.events)
-    if events == REQUEST:
-        numbers = [
-            plan.add(layer, f"{found.name}:{what}", "kernel", op) for what, op in REQUEST_NAMES
-        ]
-        return numbers[0], (Part.ISSUE, Part.DONE)
-    if len(events) == 2:
-        func = plan.add(layer, found.name, "kernel", op_of(found.name, found.events[1][1]))
-        return func, (Part.ENTER, Part.LEAVE)
-    op = op_of(found.name, None)  # it moves no bytes that a tracepoint could tell
-    return plan.add(layer, found.name, "kernel", op), (Part.SINGLE,)
+    if events == BLOCK:
+        first, *_ = _number_kinds(layer, found, plan, BLOCK_KINDS)
+        return [(first, Part.ISSUE), (first, Part.DONE)]
+    if events == NFS:
+        numbers = _number_kinds(layer, found, plan, NFS_KINDS)
+        return [(func, part) for func in numbers for part in (Part.ISSUE, Part.REPLY)]
+    pair = len(events) == 2
+    # one that stands alone moves no bytes that a tracepoint could tell
+    op = op_of(found.name, found.events[1][1] if pair else None)
+    func = plan.add(layer, found.name, "kernel", op)
+    if events == RPC:
+        return [(func, Part.ISSUE), (func, Part.REPLY)]
+    return [(func, Part.ENTER), (func, Part.LEAVE)] if pair else [(func, Part.SINGLE)]
+
+
+def _number_kinds(layer: KernelLayer, found: Found, plan: Plan, kinds: dict[str, Op]) -> list[int]:
+    return [plan.add(layer, f"{found.name}:{kind}", "kernel", op) for kind, op in kinds.items()]
 
 
 def _fill_roles(point: layout.Point, prototype: Prototype, types: Btf) -> None:

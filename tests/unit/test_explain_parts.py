@@ -146,8 +146,10 @@ NAMES = {
     Cause.BLOCK: "io_schedule folio_wait_bit_common submit_bio blk_mq_submit_bio "
     "__wait_on_buffer block_rq_issue submit_bio_wait",
     Cause.LOCK: "down_write down_read_killable rwsem_down_write_slowpath mutex_lock xfs_ilock "
-    "__mutex_lock_slowpath pthread_mutex_lock futex_wait contention_begin",
-    Cause.NETWORK: "nfs_file_write rpc_execute ll_file_write ptlrpc_queue_wait osc_enter_cache",
+    "__mutex_lock_slowpath pthread_mutex_lock futex_wait contention_begin "
+    "nfs_start_io_write",
+    Cause.NETWORK: "nfs_initiate_pgio nfs_commit_inode nfs_getattr rpc_run_task rpc_execute "
+    "ll_file_write ptlrpc_queue_wait osc_enter_cache",
     Cause.FUSE: "fuse_file_write_iter fuse_simple_request",
     Cause.COPY: "copy_folio_from_iter_atomic copy_page_from_iter _copy_to_iter",
     Cause.SYNC: "fsync fdatasync ext4_sync_file vfs_fsync_range H5Fflush MPI_File_sync sync",
@@ -162,7 +164,10 @@ def test_functions_have_their_causes(cause: Cause) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["vfs_write", "ext4_file_write_iter", "new_sync_write", "H5Dwrite", "solve", "main", "fwrite"],
+    [
+        *("vfs_write", "ext4_file_write_iter", "new_sync_write", "H5Dwrite", "solve", "main"),
+        *("fwrite", "nfs_file_read", "nfs_file_write", "nfs_write_begin"),
+    ],
 )
 def test_functions_that_only_pass_on_have_no_strong_cause(name: str) -> None:
     assert meaning(name, Op.WRITE).grade <= Grade.WEAK

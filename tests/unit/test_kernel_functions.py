@@ -123,7 +123,7 @@ def test_requests_are_from_their_issue_to_their_end() -> None:
     for name in ("block:block_rq", "blk_mq_start_request"):
         found = points.find(name, kernel_types())
         assert isinstance(found, points.Found)
-        assert tuple(event for event, *_ in found.events) == points.REQUEST
+        assert tuple(event for event, *_ in found.events) == points.BLOCK
 
 
 def test_programs_of_points_are_numbered_in_octal() -> None:

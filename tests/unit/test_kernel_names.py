@@ -107,6 +107,7 @@ def test_this_kernel_has_the_functions_that_it_lists_once() -> None:
 def test_pairs_of_tracepoints_are_one(symbols: Path) -> None:
     events = ("ext4_sync_file_enter", "ext4_sync_file_exit", "ext4_drop_inode", "block_rq_issue")
     events += ("block_rq_complete", "jbd2_handle_start", "mm_filemap_fault", "lone_end")
+    events += kernel.REQUESTS["nfs_rq"]
     lines = [f"0000000000000000 T __traceiter_{event}" for event in events]
     (symbols / "kallsyms").write_text("\n".join(lines) + "\n")
     assert kernel.tracepoints.__wrapped__() == (
@@ -116,6 +117,7 @@ def test_pairs_of_tracepoints_are_one(symbols: Path) -> None:
         "filemap:mm_filemap_fault",
         "jbd2:jbd2_handle_start",
         "lone:lone_end",
+        "nfs:nfs_rq",
     )
     (symbols / "tracing/available_events").write_text("other:lone_end\nraw:jbd2_handle_start\n")
     found = kernel.tracepoints.__wrapped__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import pwd
 import shutil
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from kernel.tracing import LIBRARY, TracedRun, make_site, traced_names, user_layer
+from kernel.tracing import LIBRARY, Trace, TracedRun, make_site, traced_names, user_layer
 from vm import explained
 from vm.kernels import get_kernel
 from vm.machine import DiedError, run_in
@@ -23,6 +24,7 @@ from vm.machine import DiedError, run_in
 from datacrumbs.probes import model
 
 HERE = Path(__file__).parent
+EXAMPLE = HERE.parents[1] / "examples/nfs.yaml"
 TIMEOUT_S = 600.0
 BOOTS = 3
 """Emulation with several threads now and then runs an instruction that the guest is changing
@@ -34,11 +36,17 @@ nothing cheaper. `NONE`: as if it had no probes on functions."""
 SYSTEM_CALLS = {"6.1": "tp_btf", "6.12": "tp_btf", "7": SESSION}
 """What system calls are seen by: 7.2 can preempt programs on their tracepoints."""
 
+MAY_MISS = {"7"}
+"""It preempts itself: while somebody is so in an operation on a BPF map (the daemon, at its sums),
+the kernel runs no program on that CPU, for whichever thread. It counts them."""
+
 FUNCTIONS = (
     *("ksys_write", "ext4_file_write_iter", "ext4_buffered_write_iter"),
     *("generic_perform_write", "ext4_da_write_begin", "ext4_sync_file", "ext4_writepages"),
     *("do_writepages", "blk_mq_submit_bio", "xfs_file_write_iter", "iomap_file_buffered_write"),
     *("xfs_file_fsync", "xfs_vm_writepages"),
+    *("nfs_file_write", "nfs_file_read", "nfs_file_fsync", "nfs_writepages", "nfs_readahead"),
+    *("nfs_initiate_pgio", "rpc_run_task"),
 )
 """Functions that every one of the kernels has."""
 
@@ -46,7 +54,7 @@ WITH_ARGUMENTS = (
     "vfs_write",
     [model.Argument(name="count", index=2, type=model.ArgumentType.UINT)],
 )
-POINTS = ("block:block_rq", "ext4:ext4_sync_file")
+POINTS = ("block:block_rq", "ext4:ext4_sync_file", "nfs:nfs_rq", "sunrpc:rpc_task")
 PROFILED, PROFILED_BY_USER = "vfs_read", "step"
 BUSY_THREADS, BUSY_CALLS = 6, 20011
 """More threads than a guest has CPUs, and the reads of each."""
@@ -60,11 +68,24 @@ EXPLAINED = "6.12"
 
 @dataclass(frozen=True, slots=True)
 class Booted:
-    """The runs that a kernel made, by mechanism; ``explained``: of `EXPLAINED` only."""
+    """The runs that a kernel made, by mechanism; ``explained``: of `EXPLAINED` only.
+
+    ``example``: names by layer, as the configurator finds them there for `EXAMPLE`.
+    """
 
     kernel: str
     runs: dict[str, TracedRun]
     explained: TracedRun | None
+    example: dict[str, list[str]]
+
+    def missed(self, mechanism: str) -> int:
+        """How often the kernel says that it did not run a program; 0 unless it is one that may."""
+        lost_by = self.runs[mechanism].info()["lost_by"]
+        return int(lost_by["missed"]) if self.kernel in MAY_MISS else 0
+
+    def trace(self, mechanism: str) -> Trace:
+        """The trace of a run, which lost nothing but what the kernel missed."""
+        return self.runs[mechanism].trace(lost=self.missed(mechanism))
 
 
 Boot = Callable[[str], Booted]
@@ -117,8 +138,11 @@ def _runs(kernel: str, shared: Path) -> Booted:
     sites += [explained_run.root] if explained_run else []
     busy = f"{BUSY_THREADS} {BUSY_CALLS}"
     command = [str(HERE / "guest.sh"), sys.executable, str(LIBRARY), busy, *map(str, sites)]
+    shutil.copy(EXAMPLE, shared)
     run_in(get_kernel(kernel), command, shared=shared, timeout_s=TIMEOUT_S)
-    return Booted(kernel, runs, explained_run)
+    found = json.loads((shared / "nfs.json").read_text())["layers"]
+    example = {layer["name"]: layer["names"] for layer in found}
+    return Booted(kernel, runs, explained_run, example)
 
 
 def _site(root: Path, busy: Path) -> TracedRun:

@@ -1,7 +1,7 @@
 #!/bin/sh
 # In a guest, as root: guest.sh PYTHON LIBRARY "THREADS CALLS" SITE...
-# For each site, whose name is a mechanism, a daemon and the known work on ext4 and xfs; for the
-# site "explain", the work that explained.py has the probes for.
+# For each site, whose name is a mechanism, a daemon and the known work on ext4, xfs and NFS; for
+# the site "explain", the work that explained.py has the probes for.
 set -eu
 python=$1 library=$2 busy=$3
 shift 3
@@ -15,6 +15,37 @@ for fs in ext4 xfs; do
 	chmod 777 /mnt/$fs
 done
 sync
+
+# This machine is its own NFS server. Nothing in user space answers the server's questions (whose
+# address, which directory, which file handle): the answers are there before it asks.
+serve_nfs() {
+	mkdir -m 777 /mnt/ext4/served
+	mount -t nfsd nfsd /proc/fs/nfsd
+	never=2147483647 flags=$((0x2 | 0x400 | 0x2000)) # any port, no subtree check, a number
+	echo "nfsd 127.0.0.1 $never self" >/proc/net/rpc/auth.unix.ip/channel
+	echo "self /mnt/ext4/served $never $flags -2 -2 0" >/proc/net/rpc/nfsd.export/channel
+	printf '%s\n' "self 1 \\x00000000 $never /mnt/ext4/served" >/proc/net/rpc/nfsd.fh/channel
+	echo "-3 +4.2" >/proc/fs/nfsd/versions
+	echo 10 >/proc/fs/nfsd/nfsv4gracetime # the least; over before the first file is opened
+	echo "tcp 2049" >/proc/fs/nfsd/portlist
+	echo 2 >/proc/fs/nfsd/threads
+}
+
+# Requests smaller than the file, so that there are several and writes need a commit.
+mount_nfs() {
+	mkdir /mnt/nfs
+	mount -i -t nfs4 -o vers=4.2,addr=127.0.0.1,clientaddr=127.0.0.1,rsize=16384,wsize=16384 \
+		127.0.0.1:/ /mnt/nfs
+}
+
+modprobe -a nfsd nfsv4
+local=/sys/module/nfs/parameters/localio_enabled # past the network, as no other machine could
+[ ! -e $local ] || echo N >$local
+serve_nfs
+mount_nfs
+# what the example finds where there is NFS
+"$(dirname "$python")/datacrumbs_probe_configurator" nfs.yaml --dry-run --format json >nfs.json &
+configurator=$!
 
 # as the run's user: joins the run by itself, as datacrumbs_wrap does for programs
 joined() {
@@ -44,6 +75,9 @@ known_work() {
 	joined env -C /mnt/ext4 "$PWD/io_uring" >/dev/null
 	sync # by root: a kernel thread writes what the run left dirty
 	joined ./busy $busy
+	joined ./work "/mnt/nfs/$1" sync
+	joined ./work "/mnt/nfs/$1-later" held
+	joined ./work "/mnt/nfs/$1" read
 }
 
 # The first touch of a guest's page takes the host a page, and the guest time: have free ones that
@@ -89,3 +123,4 @@ for site; do
 	fi
 	stop
 done
+wait $configurator

@@ -136,7 +136,8 @@ def test_a_direct_write_waits_for_the_device_and_a_buffered_one_does_not(
     at_device = [shares(found["layers"]).get("block", 0.0) for found in (direct, buffered)]
     assert at_device[0] > max(0.05, 2 * at_device[1]), at_device
     assert "direct I/O" not in shares(buffered["causes"])
-    assert shares(buffered["causes"])["page allocation"] > 0.2
+    # emulation makes some code dearer than other, and a busy host more so: 0.18 to 0.38 were seen
+    assert shares(buffered["causes"])["page allocation"] > 0.1
     assert "iomap_dio_rw" not in {inner["name"] for inner in buffered["inside"]}
 
 

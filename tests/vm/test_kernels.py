@@ -32,17 +32,18 @@ ON_DISK = -(-WRITES * BYTES // PAGE) * PAGE
 EVERY_WRITE = {
     "ext4": ("ksys_write", "vfs_write", "ext4_file_write_iter", "ext4_buffered_write_iter"),
     "xfs": ("ksys_write", "vfs_write", "xfs_file_write_iter", "iomap_file_buffered_write"),
+    "nfs": ("ksys_write", "vfs_write", "nfs_file_write"),
 }
 """From the system call down: called once for each write, each by the one before it."""
 
-EVERY_FSYNC = {"ext4": "ext4_sync_file", "xfs": "xfs_file_fsync"}
+EVERY_FSYNC = {"ext4": "ext4_sync_file", "xfs": "xfs_file_fsync", "nfs": "nfs_file_fsync"}
 
 
 def traces(booted: Booted) -> Iterator[tuple[str, Trace]]:
     """The run of each mechanism with probes on functions."""
-    for mechanism, run in booted.runs.items():
+    for mechanism in booted.runs:
         if mechanism != NONE:
-            yield mechanism, run.trace()
+            yield mechanism, booted.trace(mechanism)
 
 
 def test_the_first_mechanism_is_the_one_the_kernel_offers(booted: Booted) -> None:
@@ -58,19 +59,20 @@ def test_the_first_mechanism_is_the_one_the_kernel_offers(booted: Booted) -> Non
             assert found["sums", mechanism] == 1
 
 
-def test_more_busy_threads_than_cpus_lose_no_call(booted: Booted) -> None:
+def test_more_busy_threads_than_cpus_lose_no_call_uncounted(booted: Booted) -> None:
     """Exact counts of what the system calls' programs saw, and of sums over the same calls."""
-    for mechanism, run in booted.runs.items():
-        trace = run.trace()
+    for mechanism in booted.runs:
+        trace, missed = booted.trace(mechanism), booted.missed(mechanism)
         ((calls, threads),) = trace.sql(
             "SELECT count(*), count(DISTINCT tid) FROM calls "
             "WHERE name = 'pread64' AND path = '/dev/zero' AND ret = 1"
         )
-        assert (calls, threads) == (BUSY_THREADS * BUSY_CALLS, BUSY_THREADS), mechanism
+        assert threads == BUSY_THREADS, mechanism
+        assert 0 <= BUSY_THREADS * BUSY_CALLS - calls <= missed, mechanism
         assert _summed(trace, PROFILED_BY_USER) == BUSY_CALLS, mechanism
         if mechanism != NONE:
             ((reads,),) = trace.sql("SELECT count(*) FROM calls WHERE name IN ('read', 'pread64')")
-            assert _summed(trace, PROFILED) == reads, mechanism
+            assert abs(_summed(trace, PROFILED) - reads) <= missed, mechanism
 
 
 def _summed(trace: Trace, name: str) -> int:
@@ -128,8 +130,8 @@ def test_an_fsync_leads_down_to_the_block_layer(booted: Booted) -> None:
 
 
 def test_requests_carry_all_bytes_of_the_file(booted: Booted) -> None:
-    for mechanism, run in booted.runs.items():
-        trace = run.trace()
+    for mechanism in booted.runs:
+        trace = booted.trace(mechanism)
         for path in (f"/mnt/ext4/{mechanism}", f"/mnt/ext4/{mechanism}-later"):
             where = f"name = 'block:block_rq:write' AND path = '{path}'"
             rows = trace.calls("size, flags, pid, ret", where)
@@ -148,8 +150,8 @@ def test_work_of_kernel_threads_is_linked_to_who_dirtied_the_file(booted: Booted
 
 
 def test_operations_of_io_uring(booted: Booted) -> None:
-    for mechanism, run in booted.runs.items():
-        assert operations_on(run.trace(), "/mnt/ext4/ring.out") == OPERATIONS, mechanism
+    for mechanism in booted.runs:
+        assert operations_on(booted.trace(mechanism), "/mnt/ext4/ring.out") == OPERATIONS, mechanism
 
 
 def test_arguments_are_kept(booted: Booted) -> None:
@@ -160,7 +162,7 @@ def test_arguments_are_kept(booted: Booted) -> None:
             "GROUP BY ALL ORDER BY a.name",
             WITH_ARGUMENTS[0],
         )
-        assert rows == [("count", BYTES, 3 * WRITES)], mechanism
+        assert rows == [("count", BYTES, 5 * WRITES)], mechanism
 
 
 def test_functions_that_cannot_be_probed_are_named_and_the_rest_goes_on(booted: Booted) -> None:
@@ -177,8 +179,9 @@ def test_a_kernel_without_probes_on_functions_uses_tracepoints(booted: Booted) -
     if NONE not in OFFERS[booted.kernel]:
         return
     run = booted.runs[NONE]
-    trace = run.trace()
-    rows = trace.calls("ret, flags", f"name = 'ext4_sync_file' AND path = '/mnt/ext4/{NONE}'")
+    rows = booted.trace(NONE).calls(
+        "ret, flags", f"name = 'ext4_sync_file' AND path = '/mnt/ext4/{NONE}'"
+    )
     assert rows == [(0, 0)]
     skipped = {row["name"] for row in run.info()["skipped"]}
     assert "vfs_write" in skipped and "ext4_sync_file" not in skipped
