@@ -87,7 +87,7 @@ def open_usdt(layer: UsdtLayer, plan: Plan) -> Opened | None:
         kept[func] = point.arguments if func in plan.arguments else []
         numbered.append((func, point))
     try:
-        fd = open_pinned(layer)
+        fd = open_pinned(layer, plan.probes.uid)
         try:
             probes = list(_resolve(fd, layer, numbered, plan))
         except UserError:

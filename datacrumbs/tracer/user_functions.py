@@ -10,12 +10,14 @@ for each). Functions that exceptions may pass have no return probe but probes at
 from __future__ import annotations
 
 import os
+import pwd
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
+from datacrumbs.acting import acting_as
 from datacrumbs.errors import UserError
 from datacrumbs.probes.elf_identity import NotElfError, elf_identity
 from datacrumbs.probes.model import UsdtLayer, UserFunction, UserLayer
@@ -98,7 +100,7 @@ def attach_user(
 ) -> None:
     """Attach what can be attached; the plan says what, how, and why the rest could not be."""
     try:
-        fd = open_pinned(layer)
+        fd = open_pinned(layer, plan.probes.uid)
     except UserError as error:
         plan.skipped.append((layer.name, layer.binary, error.message))
         plan.mechanisms.append((layer.name, "uprobe", "none", 0))
@@ -161,10 +163,15 @@ def _place(
     return probes, failed
 
 
-def open_pinned(layer: UserLayer | UsdtLayer) -> int:
-    """A descriptor of the layer's binary, if it is still the one that was signed."""
+def open_pinned(layer: UserLayer | UsdtLayer, uid: int) -> int:
+    """A descriptor of the layer's binary, if it is still the one that was signed.
+
+    Opened with the rights of the run's user, ``uid``: root learns of no other file for them.
+    """
+    user = pwd.getpwuid(uid)
     try:
-        fd = open_regular(layer.binary)
+        with acting_as(user.pw_name, uid, user.pw_gid):
+            fd = open_regular(layer.binary)
     except OSError as error:
         raise UserError(f"{layer.binary}: {error.strerror}") from error
     try:
