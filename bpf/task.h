@@ -174,6 +174,17 @@ static __always_inline bool selects_job(void)
 	return config.job_cgroup || config.job_name[0];
 }
 
+/*
+ * Is it the user's, or root's, as those of a scheduler are that become the user's? Anybody else
+ * may give a cgroup the job's name, and would fill the run's rings with what they start there.
+ */
+static __always_inline bool may_join(struct task_struct *task)
+{
+	__u32 uid = task->cred->uid.val;
+
+	return !uid || uid == config.uid;
+}
+
 /* Is this cgroup the job's, or below it? */
 static __always_inline bool below(struct cgroup *group)
 {

@@ -45,6 +45,8 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	struct dc_task *mine = traced(parent);
 	__u32 is = mine ? mine->is : 0;
 
+	if (!may_join(child))
+		return 0;
 	if (selects_job() && in_job(child))
 		is |= held(DC_IN_JOB, is_plain(child));
 	if (!is)
@@ -115,7 +117,7 @@ int BPF_PROG(on_exit, struct task_struct *task)
 SEC("tp_btf/cgroup_attach_task")
 int BPF_PROG(on_cgroup, struct cgroup *to, const char *path, struct task_struct *task)
 {
-	if (config.job_name[0] ? below(to) : config.job_cgroup && in_job(task)) {
+	if (may_join(task) && (config.job_name[0] ? below(to) : config.job_cgroup && in_job(task))) {
 		struct dc_task *self = join(task, held(DC_IN_JOB, is_plain(task)));
 		if (self && task->pid == task->tgid)
 			emit_process(self, task, DC_START);
@@ -129,7 +131,7 @@ int mark_job(struct bpf_iter__task *ctx)
 {
 	struct task_struct *task = ctx->task;
 
-	if (task && selects_job() && in_job(task)) {
+	if (task && selects_job() && may_join(task) && in_job(task)) {
 		struct dc_task *self = join(task, held(DC_IN_JOB, is_plain(task)));
 		if (self && task->pid == task->tgid)
 			emit_process(self, task, DC_START);

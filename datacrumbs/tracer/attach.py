@@ -116,7 +116,7 @@ def attach(
     if job:
         constants.job_cgroup, constants.job_name = job.id, job.name.encode()
     tell_host(constants, config)
-    plan = Plan(probes, constants)
+    plan = Plan(probes, constants, config.policy.binaries)
     users, points, programs = _plan_layers(plan)
     kernel = prepare_kernel(bpf, plan)
     system_calls.leave_out(bpf, plan)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import shutil
 import struct
+import subprocess
 from pathlib import Path
 
-from kernel.tracing import TracedRun, io_calls, user_layer
+import pytest
+from kernel.tracing import RUN_ID, TracedRun, io_calls, job_cgroup, user_layer
 
 from datacrumbs.probes import model
+from datacrumbs.tracer.plan import PLACES_MAX
 
 WORK = """
 __attribute__((noipa)) int work(void) { return 1; }
@@ -124,3 +128,90 @@ def test_ids_of_files_tell_nothing_of_the_kernels_memory(traced_run: TracedRun) 
     same = ids[0].keys() & ids[1].keys()
     assert {"/etc/passwd", "/dev/null"} <= same
     assert all(ids[0][path] != ids[1][path] for path in same)
+
+
+def test_where_a_name_leads_counts_when_probes_are_attached(traced_run: TracedRun) -> None:
+    """What was signed under an allowed name may be a link to another file by then."""
+    allowed, elsewhere = traced_run.work / "allowed", traced_run.work / "elsewhere"
+    for directory in (allowed, elsewhere):
+        directory.mkdir()
+    program = traced_run.compile(WORK, name="elsewhere/program")
+    (allowed / "link").symlink_to(program)
+    layer = layer_of(user_layer("app", program, "work"), "app", allowed / "link")
+    with open(traced_run.root / "system.yaml", "a") as config:
+        config.write(f"policy: {{binaries: ['{allowed}/*']}}\n")
+    with traced_run.daemon(layer, io_calls()):
+        traced_run.run(program)
+    (skipped,) = traced_run.info()["skipped"]
+    why = f"{layer.binary}: policy.binaries of this host does not allow {program}"
+    assert skipped["reason"] == why
+    assert traced_run.trace().calls("ret", "name = 'work'") == []
+
+
+MANY_EXITS = """
+void _Unwind_RaiseException(void) {}
+#define EXITS(name) asm(".globl " #name "\\n.type " #name ",@function\\n" #name ":\\n" \
+                        ".rept 60000\\nret\\n.endr\\n.size " #name ",.-" #name "\\n");
+EXITS(exits_a) EXITS(exits_b) EXITS(exits_c) EXITS(exits_d) EXITS(exits_e)
+int main(void) { return 0; }
+"""
+
+
+def test_a_file_of_exits_alone_does_not_fill_the_kernels_memory(traced_run: TracedRun) -> None:
+    program = traced_run.compile(MANY_EXITS)
+    with traced_run.daemon(user_layer("exits", program, r"exits_\w"), io_calls()):
+        traced_run.run(program)
+    (skipped,) = traced_run.info()["skipped"]
+    assert (skipped["layer"], skipped["name"]) == ("exits", str(program))
+    assert skipped["reason"] == f"more than {PLACES_MAX} places to probe in one run"
+
+
+TOUCH = """
+import ctypes, os, sys
+pid = int(sys.argv[1])
+libc = ctypes.CDLL(None, use_errno=True)
+def failed(number, *arguments):
+    return libc.syscall(number, *arguments) == -1 and ctypes.get_errno()
+def unreadable(name):
+    try:
+        os.close(os.open(f"/proc/{pid}/{name}", os.O_RDONLY))
+    except OSError as error:
+        return error.errno
+    return 0
+ptrace, pidfd_getfd = 101, 438
+print(failed(ptrace, 16, pid, 0, 0), failed(pidfd_getfd, os.pidfd_open(pid), 3, 0),
+      unreadable("mem"), unreadable("environ"), unreadable("fd/3"))
+"""
+
+
+def test_a_user_cannot_reach_into_the_recorder(traced_run: TracedRun) -> None:
+    """It is the user's process, and has descriptors of all programs and maps of the run."""
+    with traced_run.daemon():
+        recorder = (traced_run.root / f"run/datacrumbs-{RUN_ID}.ready").read_text().strip()
+        assert Path("/proc", recorder).exists()
+        said = traced_run.python(TOUCH, recorder, wrap=False)
+    denied, forbidden = errno.EACCES, errno.EPERM
+    assert [int(word) for word in said.split()] == [forbidden, forbidden, denied, denied, denied]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_cgroup_of_a_strangers_with_the_jobs_name_fills_no_ring(
+    traced_run: TracedRun, other_user: pwd.struct_passwd, named: bool
+) -> None:
+    pids = {}
+    with job_cgroup() as cgroup:
+        job = Path(cgroup.name) if named else cgroup
+        with traced_run.daemon(cgroup=job):
+            for user in (other_user, traced_run.user):
+                script = "read go; /bin/true; /bin/true; :"
+                with traced_run.start(
+                    "sh", "-c", script, user=user, wrap=False, stdin=subprocess.PIPE
+                ) as shell:
+                    (cgroup / "cgroup.procs").write_text(str(shell.pid))
+                    shell.communicate(b"\n", timeout=30)
+                pids[user.pw_name] = shell.pid
+    seen = traced_run.trace().sql("SELECT DISTINCT pid, ppid FROM processes")
+    own, stranger = pids[traced_run.user.pw_name], pids[other_user.pw_name]
+    assert own in {pid for pid, _ in seen}
+    assert sum(ppid == own for _, ppid in seen) == 2
+    assert not [pid for pid, ppid in seen if stranger in (pid, ppid)]
