@@ -66,21 +66,26 @@ static __always_inline bool of_user(struct task_struct *task)
 }
 
 #define AUXV_ENTRIES 32 /* at most */
+#define TYPE_SECURE 23 /* AT_SECURE */
 
 /*
  * Does the program run with more rights than those of who executed it (setuid, setgid, file
- * capabilities)? As the kernel told its loader (AT_SECURE), which then preloads nothing.
+ * capabilities)? As the kernel told its loader, which then preloads nothing. Entries of a 32-bit
+ * program are half as wide; the first, an address, shows it.
  */
 __noinline int is_secure(__u64 mm)
 {
+	__u64 at = mm + bpf_core_field_offset(struct mm_struct, saved_auxv);
 	__u64 entry[2]; /* type, value */
+	bool narrow = false;
 
 	for (int i = 0; i < AUXV_ENTRIES; i++) {
-		__u64 at = mm + bpf_core_field_offset(struct mm_struct, saved_auxv) + i * sizeof(entry);
-		if (bpf_probe_read_kernel(entry, sizeof(entry), (void *)at) || !entry[0])
+		if (bpf_probe_read_kernel(entry, sizeof(entry), (void *)at))
 			break;
-		if (entry[0] == 23) /* AT_SECURE */
-			return entry[1] != 0;
+		narrow |= !i && entry[0] >> 32;
+		if ((__u32)entry[0] == TYPE_SECURE)
+			return (narrow ? entry[0] >> 32 : entry[1]) != 0;
+		at += narrow ? sizeof(__u64) : sizeof(entry);
 	}
 	return 0;
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import pwd
 import shutil
 import struct
@@ -107,14 +108,33 @@ def test_a_setuid_program_leaves_the_run_until_it_executes_one_of_the_users(
     assert sizes_written(traced_run) == [4323]
 
 
-def test_a_program_with_file_capabilities_leaves_the_run(traced_run: TracedRun) -> None:
-    program = traced_run.compile(DROPS, name="drops")
+def give_capability(program: Path) -> None:
     revision_2_effective, net_raw = 0x0200_0001, 1 << 13
     attribute = struct.pack("<5I", revision_2_effective, net_raw, 0, 0, 0)
     os.setxattr(program, "security.capability", attribute)
+
+
+def test_a_program_with_file_capabilities_leaves_the_run(traced_run: TracedRun) -> None:
+    give_capability(traced_run.compile(DROPS, name="drops"))
     with traced_run.daemon():
         traced_run.run("sh", "-c", "./drops; :")
     assert sizes_written(traced_run) == [4323]
+
+
+ENDS_32 = """
+void _start(void) { asm volatile("int $0x80" :: "a"(1), "b"(0)); }
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="of x86, the only ones with both here")
+def test_a_32_bit_program_with_file_capabilities_is_not_named(traced_run: TracedRun) -> None:
+    flags = ("-m32", "-static", "-nostdlib", "-ffreestanding", "-fno-pic", "-no-pie")
+    give_capability(traced_run.compile(ENDS_32, *flags, name="capable"))
+    traced_run.compile(ENDS_32, *flags, name="plain")
+    with traced_run.daemon():
+        traced_run.run("sh", "-c", "./capable; ./plain; :")
+    names = {name for (name,) in traced_run.trace().sql("SELECT DISTINCT comm FROM processes")}
+    assert "plain" in names and "capable" not in names
 
 
 def test_ids_of_files_tell_nothing_of_the_kernels_memory(traced_run: TracedRun) -> None:
