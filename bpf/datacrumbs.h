@@ -5,7 +5,7 @@
 #pragma once
 #include <linux/types.h>
 
-#define DC_LAYOUT 8
+#define DC_LAYOUT 9
 #define DC_SYSCALLS 512	     /* system call numbers below this can be traced */
 #define DC_MAX_CPUS 1024     /* counters are kept per CPU, modulo this */
 #define DC_RUN_ID_MAX 64
@@ -29,8 +29,11 @@ struct dc_event {
 };
 enum { DC_UNFINISHED = 1, DC_PEER = 2, DC_ASYNC = 4, DC_HAS_ARGUMENTS = 8 };
 
-/* which tasks a function is recorded for, and what a task is */
-enum { DC_JOINED = 1, DC_IN_JOB = 2 };
+/*
+ * Which tasks a function is recorded for, and what a task is. DC_HELD, shifted: what it will be
+ * again once it executes a program that has the user's rights and no others.
+ */
+enum { DC_JOINED = 1, DC_IN_JOB = 2, DC_IS = 3, DC_HELD = 8 };
 
 /* what to do about one system call; argument indices are -1 for none */
 struct dc_call {
@@ -160,6 +163,7 @@ struct dc_config {
 	char run_id[DC_RUN_ID_MAX];
 	char job_name[DC_JOB_NAME_MAX]; /* of the job's cgroup, which need not be there yet; or "" */
 	__u64 job_cgroup;    /* its kernfs id, in version 2; neither: no `select: job` */
+	__u64 secret[2];     /* of this run: what file ids are made with */
 	__u32 uid;	     /* the run's user */
 	__u32 ns_inum;	     /* the daemon's PID namespace */
 	__u32 layout;

@@ -82,7 +82,7 @@ static __always_inline void emit_peer(struct dc_task *self)
 	send_string(record);
 }
 
-/* Of a program with other rights than the user's: that it is there, not what it is. */
+/* `named`: its program is plain. Of others it is told that they are there, not what they are. */
 __noinline int put_process(struct dc_task *self, __u64 address, __u32 what, int named)
 {
 	struct task_struct *task = (void *)address;
@@ -114,7 +114,7 @@ static __always_inline void emit_process(struct dc_task *self, struct task_struc
 	__u64 address; /* read back as a plain number, see file.h */
 
 	bpf_probe_read_kernel(&address, sizeof(address), &task);
-	put_process(self, address, what, of_user(task));
+	put_process(self, address, what, (self->is & DC_IS) && of_user(task));
 }
 
 /* The calls this task is in. The daemon tells them apart by DC_UNFINISHED. */

@@ -109,6 +109,36 @@ static __always_inline __u64 mix(__u64 a, __u64 b)
 	return a ^ (a >> 29);
 }
 
+#define ROTATE(word, bits) ((word) << (bits) | (word) >> (64 - (bits)))
+#define SIP_ROUND                                                                                  \
+	do {                                                                                       \
+		a += b; b = ROTATE(b, 13) ^ a; a = ROTATE(a, 32);                                  \
+		c += d; d = ROTATE(d, 16) ^ c;                                                     \
+		a += d; d = ROTATE(d, 21) ^ a;                                                     \
+		c += b; b = ROTATE(b, 17) ^ c; c = ROTATE(c, 32);                                  \
+	} while (0)
+
+/*
+ * SipHash-2-4 of one word under the run's secret: the words that ids are made of tell where
+ * the kernel has its structures, what the user sees must not.
+ */
+__noinline __u64 concealed(__u64 word)
+{
+	__u64 k0 = config.secret[0], k1 = config.secret[1], length = 8ULL << 56;
+	__u64 a = k0 ^ 0x736f6d6570736575ULL, b = k1 ^ 0x646f72616e646f6dULL;
+	__u64 c = k0 ^ 0x6c7967656e657261ULL, d = k1 ^ 0x7465646279746573ULL;
+
+	d ^= word;
+	SIP_ROUND; SIP_ROUND;
+	a ^= word;
+	d ^= length;
+	SIP_ROUND; SIP_ROUND;
+	a ^= length;
+	c ^= 0xff;
+	SIP_ROUND; SIP_ROUND; SIP_ROUND; SIP_ROUND;
+	return a ^ b ^ c ^ d;
+}
+
 struct walk {
 	struct dc_string *record;
 	struct dentry *dentry;
@@ -193,62 +223,72 @@ __noinline int announce_file(__u64 id, __u64 dentry_address, __u64 mnt_address, 
 	return sight.bits;
 }
 
-static __always_inline __u64 id_of(struct dc_task *self, struct dentry *dentry)
+/* What tells a file, under its name, from all others; not for the user to see. */
+static __always_inline __u64 inside_of(struct dc_task *self, struct dentry *dentry)
 {
 	struct inode *inode = READ(dentry, d_inode);
 	struct super_block *sb = READ(inode, i_sb);
-	__u64 id = mix(READ(inode, i_ino), READ(inode, i_generation));
+	__u64 inside = mix(READ(inode, i_ino), READ(inode, i_generation));
 
-	id = mix(id, READ(sb, s_dev));
-	id = mix(id, READ(dentry, d_name.hash_len));
+	inside = mix(inside, READ(sb, s_dev));
+	inside = mix(inside, READ(dentry, d_name.hash_len));
 	*(volatile __u64 *)&self->parent = (__u64)READ(dentry, d_parent);
-	return (mix(id, *(volatile __u64 *)&self->parent) & ~UNWANTED) | 1;
+	return mix(inside, *(volatile __u64 *)&self->parent) | 1;
 }
 
-static __always_inline __u64 *known_slot(struct dc_task *self, __u64 id)
+/* The id, if it is known; 0 if not, or if its record is not out and `must` be. */
+static __always_inline __u64 known_id(const struct dc_task *self, __u64 inside, bool must)
 {
-	return &self->known[(id >> 2) & 7];
+	__u32 slot = (inside >> 2) & 7;
+	__u64 id = self->known[slot].id;
+
+	return self->known[slot].inside == inside && !(must && (id & UNWANTED)) ? id : 0;
 }
 
 /* The id, marked if it is UNWANTED; kept for the next call, unless its record did not get out. */
-static __always_inline __u64 seen(struct dc_task *self, __u64 id, int bits)
+static __always_inline __u64 seen(struct dc_task *self, __u64 inside, __u64 id, int bits)
 {
+	__u32 slot = (inside >> 2) & 7;
+
 	if (!wanted(bits))
 		id |= UNWANTED;
-	if (!(bits & FAILED))
-		*known_slot(self, id) = id;
+	if (!(bits & FAILED)) {
+		self->known[slot].inside = inside;
+		self->known[slot].id = id;
+	}
 	return id;
 }
 
 /* The first time (or after a long time): announce the file whose dentry and mount `self` has. */
-__noinline __u64 see_file(struct dc_task *self, __u64 id, int must)
+__noinline __u64 see_file(struct dc_task *self, __u64 inside, int must)
 {
 	if (!self)
 		return 0;
+	__u64 id = (concealed(inside) & ~UNWANTED) | 1;
 	struct sight *sight = bpf_map_lookup_elem(&announced, &id);
 	int bits = sight ? sight->bits : 0;
 
 	if (!sight || (must && !(bits & SENT)))
 		bits = announce_file(id, self->dentry, self->mnt, must);
-	return seen(self, id, bits);
+	return seen(self, inside, id, bits);
 }
 
 static __always_inline __u64 identify_path(struct dc_task *self, struct dentry *dentry,
 					   struct vfsmount *mnt, bool must)
 {
-	__u64 id = id_of(self, as(struct dentry, dentry));
+	__u64 inside = inside_of(self, as(struct dentry, dentry));
 
 	if (config.rules_used) { /* its path, and so the answer, depends on the mount */
 		self->mnt = (__u64)mnt;
-		id = (mix(id, *(volatile __u64 *)&self->mnt) & ~UNWANTED) | 1;
+		inside = mix(inside, *(volatile __u64 *)&self->mnt) | 1;
 	}
-	__u64 known = *known_slot(self, id);
+	__u64 known = known_id(self, inside, must);
 
-	if ((known & ~UNWANTED) == id && !(must && (known & UNWANTED)))
+	if (known)
 		return known;
 	self->dentry = (__u64)dentry;
 	self->mnt = (__u64)mnt;
-	return see_file(self, id, must);
+	return see_file(self, inside, must);
 }
 
 /*
@@ -292,23 +332,23 @@ static __always_inline __u64 hash_text(struct dc_string *record)
 
 static __always_inline __u64 see_name(struct dc_task *self, struct dc_string *record, bool must)
 {
-	__u64 id = record->file, known = *known_slot(self, id);
+	__u64 id = record->file, known = known_id(self, id, must);
 	struct sight fresh = {}, *sight;
 
-	if ((known & ~UNWANTED) == id && !(must && (known & UNWANTED)))
+	if (known)
 		return known;
 	sight = bpf_map_lookup_elem(&announced, &id);
 	if (sight && !(must && !(sight->bits & SENT)))
-		return seen(self, id, sight->bits);
+		return seen(self, id, id, sight->bits);
 	if (config.rules_used)
 		judge_name(record, &fresh);
 	if (must || wanted(fresh.bits)) {
 		if (!send_string(record))
-			return seen(self, id, fresh.bits | FAILED);
+			return seen(self, id, id, fresh.bits | FAILED);
 		fresh.bits |= SENT;
 	}
 	bpf_map_update_elem(&announced, &id, &fresh, BPF_ANY);
-	return seen(self, id, fresh.bits);
+	return seen(self, id, id, fresh.bits);
 }
 
 /* The id of the working directory. */

@@ -269,6 +269,7 @@ struct uprobes_state {
 struct mm_struct {
 	struct file *exe_file;
 	unsigned long start_stack;
+	unsigned long saved_auxv[2]; /* and more */
 	struct uprobes_state uprobes_state;
 };
 struct kernfs_node {

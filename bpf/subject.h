@@ -357,7 +357,7 @@ int on_dirty(struct bpf_raw_tracepoint_args *ctx)
 	if (!of_user(task))
 		return 0;
 	struct dc_task *self = traced(task);
-	if (self)
+	if (self && (self->is & DC_IS))
 		remember_dirt(self, ctx->args[1]);
 	return 0;
 }

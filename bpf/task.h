@@ -31,7 +31,7 @@ struct dc_frame {
 };
 
 struct dc_task {
-	__u32 is;     /* DC_JOINED | DC_IN_JOB */
+	__u32 is;     /* DC_JOINED | DC_IN_JOB, these two << DC_HELD */
 	__u32 number; /* system call in progress, while event.func is set */
 	struct dc_event event;
 	__u64 arguments[8]; /* of the system call in progress; 6 are used */
@@ -42,7 +42,9 @@ struct dc_task {
 	__u64 file2;
 	__s64 offset2;
 	__u64 parent, dentry, mnt; /* pointers, stored to be read back as numbers */
-	__u64 known[8];		   /* files announced lately */
+	struct {
+		__u64 inside, id; /* see file.h */
+	} known[8];		      /* files announced lately */
 	__u64 stack_low, stack_bytes; /* where the thread's own stack is, as last looked up */
 	struct dc_frame stack[DC_DEPTH]; /* the user functions it is in, the innermost last */
 };
@@ -61,6 +63,46 @@ static __always_inline bool of_user(struct task_struct *task)
 
 	return cred->uid.val == config.uid && cred->euid.val == config.uid && cred->suid.val == config.uid &&
 	       cred->gid.val == cred->egid.val && cred->gid.val == cred->sgid.val;
+}
+
+#define AUXV_ENTRIES 32 /* at most */
+#define TYPE_SECURE 23 /* AT_SECURE */
+
+/*
+ * Does the program run with more rights than those of who executed it (setuid, setgid, file
+ * capabilities)? As the kernel told its loader, which then preloads nothing. Entries of a 32-bit
+ * program are half as wide; the first, an address, shows it.
+ */
+__noinline int is_secure(__u64 mm)
+{
+	__u64 at = mm + bpf_core_field_offset(struct mm_struct, saved_auxv);
+	__u64 entry[2]; /* type, value */
+	bool narrow = false;
+
+	for (int i = 0; i < AUXV_ENTRIES; i++) {
+		if (bpf_probe_read_kernel(entry, sizeof(entry), (void *)at))
+			break;
+		narrow |= !i && entry[0] >> 32;
+		if ((__u32)entry[0] == TYPE_SECURE)
+			return (narrow ? entry[0] >> 32 : entry[1]) != 0;
+		at += narrow ? sizeof(__u64) : sizeof(entry);
+	}
+	return 0;
+}
+
+/* Does its program have the rights of the run's user, and no others? */
+static __always_inline bool is_plain(struct task_struct *task)
+{
+	return of_user(task) && !is_secure((__u64)BPF_CORE_READ(task, mm));
+}
+
+/*
+ * A program with other rights is none of the run's, whatever it gives up later: it may hold what
+ * its user must not see. The plain programs that it executes are the run's again.
+ */
+static __always_inline __u32 held(__u32 is, bool plain)
+{
+	return plain ? (is | is >> DC_HELD) & DC_IS : (is | is << DC_HELD) & (DC_IS << DC_HELD);
 }
 
 /* The number `pid` has in the daemon's PID namespace; 0 when it is not in it or below. */
@@ -135,6 +177,17 @@ __noinline int is_job(__u64 address)
 static __always_inline bool selects_job(void)
 {
 	return config.job_cgroup || config.job_name[0];
+}
+
+/*
+ * Is it the user's, or root's, as those of a scheduler are that become the user's? Anybody else
+ * may give a cgroup the job's name, and would fill the run's rings with what they start there.
+ */
+static __always_inline bool may_join(struct task_struct *task)
+{
+	__u32 uid = task->cred->uid.val;
+
+	return !uid || uid == config.uid;
 }
 
 /* Is this cgroup the job's, or below it? */

@@ -45,8 +45,10 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	struct dc_task *mine = traced(parent);
 	__u32 is = mine ? mine->is : 0;
 
+	if (!may_join(child))
+		return 0;
 	if (selects_job() && in_job(child))
-		is |= DC_IN_JOB;
+		is |= held(DC_IN_JOB, is_plain(child));
 	if (!is)
 		return 0;
 	struct dc_task *self = join(child, is);
@@ -62,6 +64,18 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	return 0;
 }
 
+/* An execve() that comes to a program with other rights: nobody looks at its return. */
+__noinline int end_call(struct dc_task *self)
+{
+	if (!self || !self->event.func)
+		return 0;
+	self->event.dur = bpf_ktime_get_ns() - self->event.ts;
+	self->event.ret = 0;
+	finish(&self->event);
+	self->event.func = 0;
+	return 0;
+}
+
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(on_exec, struct task_struct *task, int old_pid)
 {
@@ -74,9 +88,13 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid)
 	self->stack_bytes = 0;
 	number(self, task); /* a thread that execs becomes the leader */
 	struct file *program = BPF_CORE_READ(task, mm, exe_file);
-	/* the path's memory went with the old program; what a setuid program executes is not told */
-	if (self->event.func && program && (of_user(task) || !self->event.file))
+	bool plain = is_plain(task);
+	/* the path's memory went with the old program */
+	if (self->event.func && program && (plain || !self->event.file))
 		self->event.file = identify(self, program);
+	if (!plain)
+		end_call(self);
+	self->is = held(self->is, plain);
 	emit_process(self, task, DC_EXEC);
 	return 0;
 }
@@ -99,8 +117,8 @@ int BPF_PROG(on_exit, struct task_struct *task)
 SEC("tp_btf/cgroup_attach_task")
 int BPF_PROG(on_cgroup, struct cgroup *to, const char *path, struct task_struct *task)
 {
-	if (config.job_name[0] ? below(to) : config.job_cgroup && in_job(task)) {
-		struct dc_task *self = join(task, DC_IN_JOB);
+	if (may_join(task) && (config.job_name[0] ? below(to) : config.job_cgroup && in_job(task))) {
+		struct dc_task *self = join(task, held(DC_IN_JOB, is_plain(task)));
 		if (self && task->pid == task->tgid)
 			emit_process(self, task, DC_START);
 	}
@@ -113,8 +131,8 @@ int mark_job(struct bpf_iter__task *ctx)
 {
 	struct task_struct *task = ctx->task;
 
-	if (task && selects_job() && in_job(task)) {
-		struct dc_task *self = join(task, DC_IN_JOB);
+	if (task && selects_job() && may_join(task) && in_job(task)) {
+		struct dc_task *self = join(task, held(DC_IN_JOB, is_plain(task)));
 		if (self && task->pid == task->tgid)
 			emit_process(self, task, DC_START);
 	}

@@ -115,5 +115,5 @@ def probes_file(run_dir: Path, run_id: str) -> Path:
 
 
 def failed_file(run_dir: Path, run_id: str) -> Path:
-    """Why a job is not traced on this host: one line, readable by the job's user."""
+    """Why a job is not traced on this host: one line of root's, which the job's user may read."""
     return run_dir / f"datacrumbs-{run_id}.failed"

@@ -10,6 +10,7 @@ from pathlib import Path
 from pwd import struct_passwd
 
 from datacrumbs.errors import UserError
+from datacrumbs.printable import printable
 from datacrumbs.run import host_name, make_public_dir
 
 STANDARD_ERROR = 2
@@ -48,8 +49,8 @@ class Log:
             self.fd = -1
 
     def say(self, text: str) -> None:
-        """One line to both."""
-        line = f"{self.prefix}: {text}\n".encode(errors="backslashreplace")
+        """One line to both, printable: what users name forges no line of its own."""
+        line = f"{self.prefix}: {printable(text)}\n".encode(errors="backslashreplace")
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z ").encode()
         # a full disk or a terminal that has gone stops no tracing
         with contextlib.suppress(OSError):

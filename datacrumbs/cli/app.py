@@ -11,6 +11,7 @@ import click
 
 from datacrumbs import __version__
 from datacrumbs.errors import UserError
+from datacrumbs.printable import printable
 
 
 class Command(click.Command):
@@ -35,10 +36,10 @@ class Command(click.Command):
 
 
 def report_error(command: str, error: UserError) -> None:
-    """Print ``command: error: message`` and the hint, to standard error."""
-    print(f"{command}: error: {error.message}", file=sys.stderr)
+    """Print ``command: error: message`` and the hint, a printable line each, to standard error."""
+    print(f"{command}: error: {printable(error.message)}", file=sys.stderr)
     if error.hint:
-        print(f"{command}: hint: {error.hint}", file=sys.stderr)
+        print(f"{command}: hint: {printable(error.hint)}", file=sys.stderr)
 
 
 def command(name: str, **settings: Any) -> Callable[[Callable[..., Any]], Command]:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from datacrumbs.cli.app import command
 from datacrumbs.cli.progress import progress
 from datacrumbs.config import SystemConfig, load_system_config
 from datacrumbs.errors import BadInputError
+from datacrumbs.printable import printable
 from datacrumbs.probes import model
 from datacrumbs.probes.build import Built, LayerSummary, build
 from datacrumbs.probes.capture import CaptureConfig, load_capture_config
@@ -137,7 +139,12 @@ def _objects(found: Found, form: str) -> str:
         return json.dumps({"objects": objects, "skipped": skipped}, indent=2)
     width = max(len(item.name) for item in found.objects)
     lines = [f"{item.name:<{width}} {item.path}" for item in found.objects]
-    return "\n".join([*lines, *(f"skipped: {name}: {reason}" for name, reason in found.skipped)])
+    return _text([*lines, *(f"skipped: {name}: {reason}" for name, reason in found.skipped)])
+
+
+def _text(lines: Iterable[str]) -> str:
+    """``lines`` for a terminal: files and what they name may be anybody's."""
+    return "\n".join(map(printable, lines))
 
 
 def _refusals(entries: list[Entry], form: str) -> str:
@@ -145,7 +152,7 @@ def _refusals(entries: list[Entry], form: str) -> str:
         return json.dumps([msgspec.to_builtins(entry) for entry in entries], indent=2)
     if not entries:
         return "none is known"
-    return "\n".join(
+    return _text(
         f"{time.strftime('%Y-%m-%d', time.localtime(entry.time))} {entry.kernel} "
         f"{entry.target[:16] or 'kernel'} {entry.name}"
         f"{f' at {entry.offset:#x}' if entry.offset >= 0 else ''}: {entry.reason}"
@@ -219,7 +226,7 @@ def _as_text(built: Built, written: Path | None) -> str:
     whom = f"for {probes.user} (uid {probes.uid}), {probes.machine}"
     place = f", cluster {probes.cluster}" if probes.cluster else ""
     what = f"{written}: signed" if written else "dry run: nothing signed, nothing written"
-    return "\n".join([*lines, f"{what}; {whom}{place}, until {expires}"])
+    return _text([*lines, f"{what}; {whom}{place}, until {expires}"])
 
 
 def _note_lines(built: Built) -> list[str]:

@@ -98,15 +98,14 @@ def _pictures(directory: Path, interval_s: float, top: int, *, once: bool) -> It
 
 
 def _find(run: str | None, config_path: Path | None) -> tuple[Path, int]:
-    """The trace's directory and its owner's uid."""
+    """The trace's directory, and the uid to read it as."""
     from datacrumbs.config import load_system_config
     from datacrumbs.jobs.running import trace_of
 
     if run is not None and "/" in run:
         return Path(run), _owner(Path(run))
     config = load_system_config(config_path)
-    directory = trace_of(run, config)
-    return directory, _owner(directory)
+    return trace_of(run, config)
 
 
 def _owner(directory: Path) -> int:

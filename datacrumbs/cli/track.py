@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from datacrumbs.cli.app import command
+from datacrumbs.printable import printable
 
 EXECUTABLE = click.option(
     "--executable",
@@ -48,7 +49,7 @@ def track(*, executable: Path) -> None:
 
     _end_on_signals()
     path = make_tracked(executable, load_system_config().client_library_path())
-    click.echo(f"{path}: tracked")
+    click.echo(f"{printable(str(path))}: tracked")
 
 
 @command(
@@ -69,7 +70,7 @@ def untrack(*, executable: Path) -> None:
 
     _end_on_signals()
     path = make_untracked(executable)
-    click.echo(f"{path}: not tracked any more")
+    click.echo(f"{printable(str(path))}: not tracked any more")
 
 
 def _end_on_signals() -> None:

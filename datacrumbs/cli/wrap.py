@@ -19,6 +19,7 @@ from datacrumbs.client.wrap import (
 )
 from datacrumbs.config import SystemConfig, load_system_config
 from datacrumbs.errors import BadInputError
+from datacrumbs.printable import printable
 from datacrumbs.run import RUN_ID_VARIABLES, check_run_id, program_run_id, ready_file
 
 NAME = "datacrumbs_wrap"
@@ -108,4 +109,4 @@ def _tell_run(config: SystemConfig, run_id: str, *, verbose: bool) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"{NAME}: {text}", file=sys.stderr)
+    print(f"{NAME}: {printable(text)}", file=sys.stderr)

@@ -27,7 +27,7 @@ from datacrumbs.jobs.unit import (
     tell,
     to_journal,
 )
-from datacrumbs.probes.file import one_line
+from datacrumbs.printable import printable
 from datacrumbs.run import host_name
 
 FIRST_S = 2.0
@@ -78,7 +78,7 @@ def _node_list(run_id: str) -> str:
     try:
         return flux.node_list(run_id)
     except UserError as error:
-        to_journal(f"run {run_id}: its nodes are not known: {one_line(error.message)}")
+        to_journal(f"run {run_id}: its nodes are not known: {printable(error.message)}")
         return ""
 
 
@@ -108,7 +108,7 @@ def _tell_job(run_id: str, config: SystemConfig, error: UserError) -> int:
     With ``on_error: fail`` the job gets a fatal exception instead, which does not drain the node
     as a failed prolog does; that is for when not even this can be done.
     """
-    reason = one_line(error.message + (f" ({error.hint})" if error.hint else ""))
+    reason = printable(error.message + (f" ({error.hint})" if error.hint else ""))
     fatal = config.jobs.on_error is OnError.FAIL
     severity = flux.FATAL if fatal else flux.NOTICE
     try:
@@ -142,7 +142,7 @@ def main(verb: str) -> int:
         config = load_system_config()
         return {"start": start_job, "stop": stop_job}[verb](config)
     except Exception as error:
-        text = error.message if isinstance(error, UserError) else repr(error)
+        text = printable(error.message if isinstance(error, UserError) else repr(error))
         syslog.syslog(syslog.LOG_ERR, f"datacrumbs {verb}: {text}")
         print(f"datacrumbs: {text}", file=sys.stderr)
         return 0

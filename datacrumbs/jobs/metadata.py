@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datacrumbs.errors import BadInputError
-from datacrumbs.probes.file import one_line
+from datacrumbs.printable import printable
 
 KEY = "datacrumbs"
 EXAMPLE = '{"datacrumbs":{"enable":"yes","probe_file":"/abs/path"}}'
@@ -182,7 +182,7 @@ def _zero(_: str) -> int:
 def _quoted(text: str) -> str:
     """Part of ``text``, fit for one line of a terminal or log."""
     shown = text if len(text) <= 80 else f"{text[:77]}..."
-    return f"'{one_line(shown)}'"
+    return f"'{printable(shown)}'"
 
 
 def _bad(what: str) -> BadInputError:

@@ -17,7 +17,7 @@ from typing import Any
 
 from datacrumbs.errors import BadInputError
 from datacrumbs.nodelist import checked, unfolded
-from datacrumbs.probes.file import one_line
+from datacrumbs.printable import printable
 
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")  # never an option of ssh
 _SSH_FAILED = 255
@@ -97,13 +97,13 @@ def node_names(node_list: str) -> list[str]:
         names = unfolded(node_list, groups=True)
     except BadInputError as error:
         raise BadInputError(
-            f"--node-list: {one_line(error.message)}", hint='write it as "node[1-4],node7"'
+            f"--node-list: {printable(error.message)}", hint='write it as "node[1-4],node7"'
         ) from error
     if not names:
         raise BadInputError("--node-list: no nodes in it", hint='write it as "node[1-4],node7"')
     for name in names:
         if not _NODE.fullmatch(name):
-            raise BadInputError(f"--node-list: {one_line(name)!r} is not a host's name")
+            raise BadInputError(f"--node-list: {printable(name)!r} is not a host's name")
     return names
 
 
@@ -202,4 +202,4 @@ def _message(said: bytes) -> str:
     """One line of what a node wrote to standard error: our own errors, else the last line."""
     lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()]
     ours = [_OPTION.sub("", line) for line in lines if _OPTION.match(line)]
-    return one_line("; ".join(ours) if ours else lines[-1] if lines else "")[:500]
+    return printable("; ".join(ours) if ours else lines[-1] if lines else "")[:500]

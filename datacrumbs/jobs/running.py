@@ -34,11 +34,12 @@ def _uid_of(ready: Path) -> int | None:
         return None
 
 
-def trace_of(run_id: str | None, config: SystemConfig) -> Path:
-    """The trace's directory of a run of the caller's, or of anybody's for root.
+def trace_of(run_id: str | None, config: SystemConfig) -> tuple[Path, int]:
+    """The trace's directory of a run of the caller's, or of anybody's for root; and whose it is.
 
-    Without ``run_id``, of the only one that is going on. It need not exist. Raises
-    `BadInputError` when there is none, or more than one.
+    Without ``run_id``, of the only one that is going on. It need not exist. To be read as its
+    user, who may have put a link to something of root's there. Raises `BadInputError` when there
+    is none, or more than one.
     """
     me = os.geteuid()
     mine = {run: uid for run, uid in running(config).items() if me in (0, uid)}
@@ -57,4 +58,4 @@ def trace_of(run_id: str | None, config: SystemConfig) -> Path:
         run_id=run_id,
         host=host_name(),
     )
-    return root / run_id
+    return root / run_id, entry.pw_uid

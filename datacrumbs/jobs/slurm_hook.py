@@ -26,7 +26,7 @@ from datacrumbs.jobs.unit import (
     tell,
     to_journal,
 )
-from datacrumbs.probes.file import one_line
+from datacrumbs.printable import printable
 from datacrumbs.run import check_run_id
 
 UNLIMITED_S = 365 * 24 * 3600
@@ -121,7 +121,7 @@ def main(verb: str) -> int:
         return work(os.environb, config)
     except Exception as error:
         text = error.message if isinstance(error, UserError) else repr(error)
-        to_journal(f"{verb}: {one_line(text)}")
+        to_journal(f"{verb}: {printable(text)}")
         return 0
 
 

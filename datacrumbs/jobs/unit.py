@@ -6,7 +6,8 @@ unit is started with lies in the run directory, root's own:
 
 - ``datacrumbs-<run-id>.probes``: the copy of the probe file, read as the job's user;
 - ``datacrumbs-<run-id>.env``: named values for the unit; while it exists, the job is ours to stop;
-- ``datacrumbs-<run-id>.failed``: why the job is not traced here, readable by its user.
+- ``datacrumbs-<run-id>.failed``: why the job is not traced here; its user may read it, and not
+  write to it: what a user owns there fills the memory that ``/run`` is kept in.
 
 Little is imported: this is on the way of every traced job's start.
 """
@@ -28,7 +29,8 @@ from datacrumbs.config import OnError, SystemConfig
 from datacrumbs.errors import UserError
 from datacrumbs.jobs.as_user import read_as_user
 from datacrumbs.nodelist import checked
-from datacrumbs.probes.file import one_line
+from datacrumbs.printable import printable
+from datacrumbs.readable import let_read
 from datacrumbs.run import check_run_id, env_file, failed_file, make_run_dir, probes_file
 from datacrumbs.runlog import Log
 
@@ -119,8 +121,8 @@ def start(job: Job, config: SystemConfig) -> None:
             max_bytes=config.limits.probe_file_bytes * 4 // 3 + 4096,
             timeout_s=deadline - SPARE_S - time.monotonic(),
         )
-        _write(probes_file(run_dir, job.run_id), probes, 0o600)
-        _write(record, "".join(f"{k}={v}\n" for k, v in values.items()).encode(), 0o600)
+        _write(probes_file(run_dir, job.run_id), probes)
+        _write(record, "".join(f"{k}={v}\n" for k, v in values.items()).encode())
         problem = _systemctl("start", unit, deadline=deadline - SPARE_S)
         if problem:
             raise UserError(_reason(job, config, problem, deadline))
@@ -189,17 +191,17 @@ def not_traced(
     run_id: str, user: pwd.struct_passwd, config: SystemConfig, error: UserError
 ) -> None:
     """Mark a job as not traced: for its user (file, log) and for the admin (journal)."""
-    reason = one_line(error.message + (f" ({error.hint})" if error.hint else ""))
+    reason = printable(error.message + (f" ({error.hint})" if error.hint else ""))
     tell(run_id, user, config, f"not traced: {reason}")
     with contextlib.suppress(OSError, UserError):  # a full /run: the log has it
         make_run_dir(Path(config.run_dir))
         path = failed_file(Path(config.run_dir), run_id)
-        _write(path, (reason + "\n").encode(errors="backslashreplace"), 0o400, user)
+        _write(path, (reason + "\n").encode(errors="backslashreplace"), reader=user)
 
 
 def tell(run_id: str, user: pwd.struct_passwd | None, config: SystemConfig, text: str) -> None:
     """One line to the run's log, standard error and the journal."""
-    line = one_line(text)
+    line = printable(text)
     log = Log(f"datacrumbs[{run_id}]")
     if user:
         log.open(Path(config.log_dir), user, run_id)
@@ -296,16 +298,16 @@ def _is_same(before: dict[str, str], values: dict[str, str]) -> bool:
     return before | {_END: ""} == values | {_END: ""}
 
 
-def _write(path: Path, data: bytes, mode: int, owner: pwd.struct_passwd | None = None) -> None:
-    """Write a file of the run directory, which is complete or not there."""
+def _write(path: Path, data: bytes, *, reader: pwd.struct_passwd | None = None) -> None:
+    """Write a file of the run directory, which is complete or not there; root's, as it stays."""
     new = path.with_name(f".{path.name}.new")
     try:
         new.unlink(missing_ok=True)
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(fd, "wb") as file:
             file.write(data)
-            if owner:
-                os.fchown(fd, owner.pw_uid, owner.pw_gid)
+            if reader:
+                let_read(fd, reader)
         new.rename(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error

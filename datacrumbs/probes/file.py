@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from datacrumbs.errors import BadInputError, UserError
+from datacrumbs.printable import printable
 from datacrumbs.probes import model
 from datacrumbs.regular_file import open_regular
 
@@ -164,7 +165,7 @@ def load_verified(
     _check_place(probes, name, cluster, machine)
     if expect_user_uid is not None and probes.uid != expect_user_uid:
         raise UserError(
-            f"{name}: made for {one_line(probes.user)} (uid {probes.uid}), "
+            f"{name}: made for {printable(probes.user)} (uid {probes.uid}), "
             f"not for uid {expect_user_uid}"
         )
     return Verified(probes, keyid, hashlib.sha256(raw.compressed).hexdigest())
@@ -181,7 +182,7 @@ def decode_payload(payload: bytes, *, source: str) -> model.ProbeList:
             )
         return model.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadInputError(f"{source}: not a probe list: {one_line(str(error))}") from error
+        raise BadInputError(f"{source}: not a probe list: {printable(str(error))}") from error
 
 
 def _check_time(probes: model.ProbeList, name: str, now: float) -> None:
@@ -208,8 +209,3 @@ def _check_place(probes: model.ProbeList, name: str, cluster: str, machine: str)
 
 def _utc(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
-
-
-def one_line(text: str) -> str:
-    """``text`` with everything that is not printable escaped, for terminals and logs."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

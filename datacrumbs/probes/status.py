@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datacrumbs.errors import UserError
+from datacrumbs.printable import printable
 from datacrumbs.probes import model
 
 FILE = "status.sqlite"
@@ -135,12 +136,15 @@ def _counts_for(
 
 
 def _is_roots(path: Path) -> bool:
-    """Whether root alone can replace the file: it and all directories above it are root's."""
-    real = Path(os.path.realpath(path))
+    """Whether root alone can replace the file: it and all directories above it are root's.
+
+    There is no link on the way, which a user could have turned since the file was opened.
+    """
     try:
-        for part in (real, *real.parents):
-            status = part.stat()
-            if status.st_uid != 0 or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        for part in (path, *path.parents):
+            status = part.lstat()
+            shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            if stat.S_ISLNK(status.st_mode) or status.st_uid != 0 or shared:
                 return False
     except OSError:
         return False
@@ -176,8 +180,7 @@ def remember(state_dir: Path, entries: Iterable[Entry]) -> None:
 
 def _texts(text: str) -> tuple[str]:
     """Printable and short: names come from users, and end up on other users' terminals."""
-    plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-    return (plain[:TEXT_MAX],)
+    return (printable(text)[:TEXT_MAX],)
 
 
 def _make_dir(state_dir: Path) -> None:

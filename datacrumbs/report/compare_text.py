@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from datacrumbs.analysis.compare import Comparison, FunctionChange, RunFacts, Verdict
+from datacrumbs.printable import printable
 from datacrumbs.report.layout import (
     bytes_or_dash,
     console_on,
@@ -17,7 +18,6 @@ from datacrumbs.report.layout import (
     more,
     name_width,
     new_table,
-    printable,
     tight,
 )
 from datacrumbs.units import human_ns, human_share, short_ns

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from datacrumbs.analysis.causes import Cause
 from datacrumbs.analysis.explanation import Explained, Explanation, Inner, Part, SlowCall
+from datacrumbs.printable import printable
 from datacrumbs.report.layout import (
     console_on,
     count_or_dash,
@@ -18,7 +19,6 @@ from datacrumbs.report.layout import (
     name_width,
     new_table,
     paragraph,
-    printable,
     tight,
 )
 from datacrumbs.report.sentences import sentence, split_sentence

@@ -27,9 +27,9 @@ from datacrumbs.analysis.on_each import Cluster, Progress
 from datacrumbs.analysis.pictures import LATENCY_EDGES, Latency, Pictures, draw
 from datacrumbs.analysis.summary import summarise_with_durations
 from datacrumbs.analysis.timeline import Timeline
+from datacrumbs.printable import printable
 from datacrumbs.report.explain_text import FINDINGS, numbers_of, shares, slow_call
 from datacrumbs.report.json_report import ascii_json
-from datacrumbs.report.layout import printable
 from datacrumbs.report.sentences import sentence, split_sentence
 from datacrumbs.report.text import facts, honesty
 from datacrumbs.trace.reader import Trace

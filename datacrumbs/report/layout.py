@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from datacrumbs.printable import printable
 from datacrumbs.units import human_bytes, human_count
 
 WIDTH = 80
@@ -21,13 +22,6 @@ def console_on(stream: TextIO) -> Console:
     console = Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=False)
     console.width = min(console.width, MAX_WIDTH) if console.is_terminal else WIDTH
     return console
-
-
-def printable(text: str) -> str:
-    """``text`` with everything that a terminal might obey escaped (``\\x1b``, ``\\u202e``)."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def cut(text: str, width: int) -> str:

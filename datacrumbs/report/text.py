@@ -16,6 +16,7 @@ from datacrumbs.analysis.model import (
     LayerSummary,
     Summary,
 )
+from datacrumbs.printable import printable
 from datacrumbs.report.layout import (
     bytes_or_dash,
     console_on,
@@ -25,7 +26,6 @@ from datacrumbs.report.layout import (
     more,
     name_width,
     new_table,
-    printable,
     tight,
 )
 from datacrumbs.trace.runfile import FilteredBy, State

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from datacrumbs.analysis.live import Picture
-from datacrumbs.report.layout import console_on, cut, name_width, new_table, printable, tight
+from datacrumbs.printable import printable
+from datacrumbs.report.layout import console_on, cut, name_width, new_table, tight
 from datacrumbs.units import human_count, human_ns, human_rate, human_share, short_ns
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from datacrumbs.config import Signing
 from datacrumbs.errors import UserError
-from datacrumbs.probes.file import one_line
+from datacrumbs.printable import printable
 from datacrumbs.signing.protocol import REPLY_OVERHEAD_BYTES, Reply, frame, receive_frame
 
 START = (
@@ -35,7 +35,7 @@ def request_signature(payload: bytes, signing: Signing) -> bytes:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{signing.socket}: not the signing service: bad reply") from error
     if not reply.ok:
-        raise UserError(f"signing service: {one_line(reply.error)}", hint=one_line(reply.hint))
+        raise UserError(f"signing service: {printable(reply.error)}", hint=printable(reply.hint))
     return bytes(reply.envelope)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from datacrumbs.acting import acting_as
 from datacrumbs.config import KernelArguments, Policy
 from datacrumbs.errors import UserError
 from datacrumbs.probes.elf_functions import function_starts
@@ -59,7 +60,7 @@ def check(probes: ProbeList, peer: Peer, policy: Policy, *, cluster: str, now: f
     _check_what(probes, policy)
     for layer in probes.layers:
         if isinstance(layer, UserLayer | UsdtLayer):
-            with as_user(peer):
+            with acting_as(peer.name, peer.uid, peer.gid):
                 _check_binary(layer, peer, policy)
 
 
@@ -298,21 +299,3 @@ def _opened(where: str, path: str, peer: Peer) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-@contextlib.contextmanager
-def as_user(peer: Peer) -> Iterator[None]:
-    """Become ``peer`` for file access only.
-
-    The real and the saved user stay root, so ``peer`` can neither trace nor signal this process.
-    """
-    groups = os.getgroups()
-    os.setgroups(os.getgrouplist(peer.name, peer.gid))
-    os.setegid(peer.gid)
-    os.seteuid(peer.uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
-        os.setgroups(groups)

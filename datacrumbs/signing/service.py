@@ -33,8 +33,9 @@ import msgspec
 from datacrumbs.config import SystemConfig
 from datacrumbs.errors import UserError
 from datacrumbs.notify import notify
+from datacrumbs.printable import printable
 from datacrumbs.probes import model
-from datacrumbs.probes.file import decode_payload, one_line
+from datacrumbs.probes.file import decode_payload
 from datacrumbs.signing import envelope, keys, policy
 from datacrumbs.signing.policy import Peer
 from datacrumbs.signing.protocol import Reply, frame, receive_frame, refusal
@@ -280,7 +281,7 @@ def handle(connection: socket.socket, audit: Audit, config: SystemConfig, lanes:
 
 def _words(error: UserError | MemoryError | ConnectionError) -> tuple[str, str]:
     if isinstance(error, UserError):
-        return one_line(error.message), one_line(error.hint)
+        return printable(error.message), printable(error.hint)
     if isinstance(error, MemoryError):
         return "the request needs too much memory", "capture fewer functions"
     return f"the client went away: {error.strerror}", ""

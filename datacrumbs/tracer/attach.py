@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,12 +95,13 @@ def attach(
     if constants.layout != layout.LAYOUT:
         raise UserError(f"{OBJECT_PATH}: layout {constants.layout}", hint="reinstall datacrumbs")
     constants.run_id, constants.uid = run_id.encode(), probes.uid
+    constants.secret[:] = secrets.randbits(64), secrets.randbits(64)
     if job:
         constants.job_cgroup, constants.job_name = job.id, job.name.encode()
     tell_host(constants)
     rings = plan_here(config.ring)
     rings.tell(constants)
-    plan = Plan(probes, constants)
+    plan = Plan(probes, constants, config.policy.binaries)
     users, points, programs = _plan_layers(plan)
     kernel = prepare_kernel(bpf, plan)
     system_calls.leave_out(bpf, plan)

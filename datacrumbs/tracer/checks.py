@@ -53,7 +53,7 @@ MEMINFO = Path("/proc/meminfo")
 
 CAPABILITIES = {  # linux/capability.h; what the daemon does with them
     "CAP_CHOWN": 0,  # the log file becomes the user's
-    "CAP_DAC_OVERRIDE": 1,  # probe files and binaries in directories of the user
+    "CAP_DAC_READ_SEARCH": 2,  # a probe file in a directory closed to others
     "CAP_KILL": 5,  # passing signals on to the half that is the user
     "CAP_SETGID": 6,
     "CAP_SETUID": 7,

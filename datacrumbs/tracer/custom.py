@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datacrumbs.errors import UserError
+from datacrumbs.printable import printable
 from datacrumbs.probes.model import CustomLayer
 from datacrumbs.trace.schema import Op
 from datacrumbs.tracer.plan import Plan
@@ -129,7 +130,9 @@ def _compile(
         theirs.close()
         answer, fds, _, _ = socket.recv_fds(ours, 4096, 253)
     lines = [
-        _printable(line) for line in said.decode(errors="replace").splitlines() if line.strip()
+        printable(line.expandtabs())
+        for line in said.decode(errors="replace").splitlines()
+        if line.strip()
     ]
     for line in lines[:20]:
         log(f"{layer.name}: {line}")
@@ -149,7 +152,3 @@ def _first_error(lines: list[str]) -> str:
     if any("Assertion" in line for line in lines):
         return ""
     return next((line for line in lines if "error:" in line), lines[-1] if lines else "")
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text)

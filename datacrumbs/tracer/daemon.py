@@ -21,7 +21,8 @@ from pwd import struct_passwd
 from datacrumbs.config import KernelArguments, SystemConfig
 from datacrumbs.errors import BadInputError, UserError
 from datacrumbs.notify import notify
-from datacrumbs.probes.file import load_verified, one_line
+from datacrumbs.printable import printable
+from datacrumbs.probes.file import load_verified
 from datacrumbs.probes.kernel_arguments import numbers_only
 from datacrumbs.probes.model import Select
 from datacrumbs.run import host_name, lock_file, make_run_dir, probes_file, ready_file
@@ -60,11 +61,11 @@ def run_daemon(
     try:
         return _run(probe_path, run_id, config, job)
     except UserError as error:
-        notify(f"STATUS={one_line(error.message)}")
+        notify(f"STATUS={printable(error.message)}")
         raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        notify(f"STATUS={one_line(where)}{error.strerror or error}")
+        notify(f"STATUS={printable(where)}{error.strerror or error}")
         raise UserError(f"{where}{error.strerror or error}") from error
 
 
@@ -252,7 +253,7 @@ def _write_ready(ready: Path, child: int) -> None:
 def _child(run: Run, attached: Attached, entry: struct_passwd, write_fd: int, log: Log) -> int:
     def tell(word: str) -> None:
         with contextlib.suppress(BrokenPipeError):  # root's half is gone: SIGTERM follows
-            os.write(write_fd, (word.replace("\n", " ") + "\n").encode())
+            os.write(write_fd, (printable(word) + "\n").encode())
 
     def say(text: str) -> None:
         log.say(text)
@@ -282,6 +283,7 @@ def _child(run: Run, attached: Attached, entry: struct_passwd, write_fd: int, lo
     except Exception:
         import traceback
 
-        say("error: " + traceback.format_exc())
+        for line in traceback.format_exc().splitlines():
+            say(f"error: {line}")
         return 1
     return JOB_IS_OVER if over else 0

@@ -6,7 +6,7 @@ import ctypes
 import struct
 from enum import IntEnum
 
-LAYOUT = 8
+LAYOUT = 9
 SYSCALLS = 512
 FUNCTIONS = 65536
 LAYERS = 256
@@ -167,6 +167,7 @@ class Config(ctypes.Structure):
         ("run_id", ctypes.c_char * RUN_ID_BYTES),
         ("job_name", ctypes.c_char * JOB_NAME_BYTES),
         ("job_cgroup", ctypes.c_uint64),
+        ("secret", ctypes.c_uint64 * 2),
         ("uid", ctypes.c_uint32),
         ("ns_inum", ctypes.c_uint32),
         ("layout", ctypes.c_uint32),

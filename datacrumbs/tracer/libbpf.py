@@ -393,8 +393,8 @@ class Object:
         self._c.libbpf_set_print(self._print)
         code = self._c.bpf_object__load(self._handle)
         if code:
-            for message in self._messages:
-                self._log(message)
+            for line in "\n".join(self._messages).splitlines():
+                self._log(line)
             why = os.strerror(-code)
             raise UserError(
                 f"the kernel does not take the BPF programs: {why}",

@@ -12,6 +12,9 @@ from datacrumbs.tracer import layout
 
 MOVING = {Op.READ, Op.WRITE, Op.COPY}
 
+PLACES_MAX = 1 << 18
+"""Of probes in files, in one run: the kernel keeps some 300 bytes for each, on nobody's account."""
+
 
 @dataclass(frozen=True, slots=True)
 class Function:
@@ -31,6 +34,7 @@ class Plan:
 
     probes: ProbeList
     config: layout.Config  # what the BPF programs are told, before they are loaded
+    binaries: tuple[str, ...] = ("/*",)  # patterns of what this host lets be probed
     functions: list[Function] = field(default_factory=list)
     skipped: list[tuple[str, str, str]] = field(default_factory=list)  # layer, name, reason
     mechanisms: list[tuple[str, str, str, int]] = field(default_factory=list)
@@ -38,6 +42,7 @@ class Plan:
     arguments: dict[int, Sequence[Argument]] = field(default_factory=dict)  # by function
     entries: dict[int, str] = field(default_factory=dict)
     """System calls, by number, that are probed at these functions of the kernel."""
+    places: int = 0
 
     def __post_init__(self) -> None:
         for entry, layer in zip(self.config.layers, self.probes.layers, strict=False):
@@ -74,6 +79,15 @@ class Plan:
         if arguments and layer.mode is Mode.TRACE:
             self.arguments[func] = arguments
         return func
+
+    def add_places(self, count: int) -> None:
+        """Count places in files that probes go to. Raises `UserError` when they are too many.
+
+        A function may have as many exits, a USDT point as many places, as its user likes.
+        """
+        if self.places + count > PLACES_MAX:
+            raise UserError(f"more than {PLACES_MAX} places to probe in one run")
+        self.places += count
 
     def profiles(self) -> bool:
         """Is any layer in profile mode?"""

@@ -87,9 +87,10 @@ def open_usdt(layer: UsdtLayer, plan: Plan) -> Opened | None:
         kept[func] = point.arguments if func in plan.arguments else []
         numbered.append((func, point))
     try:
-        fd = open_pinned(layer)
+        fd = open_pinned(layer, plan)
         try:
             probes = list(_resolve(fd, layer, numbered, plan))
+            plan.add_places(len(probes))
         except UserError:
             os.close(fd)
             raise

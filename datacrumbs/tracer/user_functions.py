@@ -10,14 +10,17 @@ for each). Functions that exceptions may pass have no return probe but probes at
 from __future__ import annotations
 
 import os
+import pwd
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
+from datacrumbs.acting import acting_as
 from datacrumbs.errors import UserError
-from datacrumbs.probes.elf_identity import NotElfError, elf_identity
+from datacrumbs.probes.elf_identity import elf_identity
 from datacrumbs.probes.model import UsdtLayer, UserFunction, UserLayer
 from datacrumbs.regular_file import open_regular
 from datacrumbs.trace.schema import Op
@@ -98,16 +101,17 @@ def attach_user(
 ) -> None:
     """Attach what can be attached; the plan says what, how, and why the rest could not be."""
     try:
-        fd = open_pinned(layer)
+        fd = open_pinned(layer, plan)
     except UserError as error:
         plan.skipped.append((layer.name, layer.binary, error.message))
         plan.mechanisms.append((layer.name, "uprobe", "none", 0))
         return
     try:
         probes, skipped = _place(Code(fd), functions, plan)
+        plan.add_places(sum(1 + len(probe.exits or ()) for probe in probes))
         # the file that was checked, whatever the name says by now
         failed = dict(Attacher(bpf, Path(f"/proc/self/fd/{fd}"), mechanism).attach(probes))
-    except NotElfError as error:
+    except UserError as error:
         probes, skipped, failed = [], [(layer.binary, error.message)], {}
     finally:
         os.close(fd)
@@ -161,13 +165,22 @@ def _place(
     return probes, failed
 
 
-def open_pinned(layer: UserLayer | UsdtLayer) -> int:
-    """A descriptor of the layer's binary, if it is still the one that was signed."""
+def open_pinned(layer: UserLayer | UsdtLayer, plan: Plan) -> int:
+    """A descriptor of the layer's binary, if it is still the one that was signed.
+
+    Opened with the rights of the run's user: root learns of no other file for them. A build-id
+    is what a file says of itself, so where its name leads now counts as it did when it was signed.
+    """
+    user = pwd.getpwuid(plan.probes.uid)
     try:
-        fd = open_regular(layer.binary)
+        with acting_as(user.pw_name, user.pw_uid, user.pw_gid):
+            fd = open_regular(layer.binary)
     except OSError as error:
         raise UserError(f"{layer.binary}: {error.strerror}") from error
     try:
+        path = os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115
+        if not any(fnmatchcase(path, pattern) for pattern in plan.binaries):
+            raise UserError(f"{layer.binary}: policy.binaries of this host does not allow {path}")
         identity = elf_identity(fd)
         if identity != (layer.build_id, layer.digest):
             raise UserError(f"{layer.binary}: not the file the probe file was made for")

@@ -98,3 +98,20 @@ def test_without_a_run_it_says_so(traced_run: TracedRun) -> None:
     assert done.returncode == 2
     assert "none of your runs are being traced on this host" in done.stderr
     assert os.listdir(traced_run.work) == []
+
+
+def test_root_reads_a_run_as_its_user_whatever_lies_in_its_place(traced_run: TracedRun) -> None:
+    run, trace = traced_run, traced_run.root / "traces" / RUN_ID
+    with run.daemon():
+        pass
+    hidden = trace.rename(run.root / "hidden")
+    os.chown(hidden, 0, 0)
+    hidden.chmod(0o700)
+    trace.symlink_to(hidden)
+    with run.start("sleep", "60", wrap=False) as recorder:  # a run that goes on, by its ready file
+        (run.root / f"run/datacrumbs-{RUN_ID}.ready").write_text(f"{recorder.pid}\n")
+        done = _top(run, RUN_ID, "--once", "--format", "json")
+        recorder.kill()
+    assert done.stdout == ""
+    assert done.returncode != 0
+    assert "Permission denied" in done.stderr

@@ -408,6 +408,8 @@ def test_setuid_program_is_not_traced(traced_run: TracedRun, other_user: pwd.str
     trace = traced_run.trace()
     sizes = trace.calls("size", "name = 'write' AND path = '/dev/null'")
     assert sizes == [(1234,)] * 9
+    executed = trace.calls("ret, flags & 1", "name = 'execve' AND path = ?", str(program))
+    assert executed == [(0, 0)], "the call has ended, the program is not in it"
 
 
 SETUID = """

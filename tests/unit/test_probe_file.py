@@ -25,7 +25,6 @@ from datacrumbs.probes import model
 from datacrumbs.probes.file import (
     Verified,
     load_verified,
-    one_line,
     read_probe_file,
     write_probe_file,
 )
@@ -312,9 +311,3 @@ def test_garbage_is_refused(data: bytes) -> None:
             read_probe_file(descriptor, max_bytes=MAX_BYTES, name="memory")
     finally:
         os.close(descriptor)
-
-
-@given(st.text())
-def test_one_line_is_printable_and_keeps_what_already_is(text: str) -> None:
-    assert one_line(text).isprintable()
-    assert one_line(text) == text or not text.isprintable()

@@ -201,6 +201,7 @@ def test_a_file_that_its_user_can_replace_counts_for_that_user_alone(tmp_path: P
 
     assert uids("/usr/bin/env") == [0]
     assert uids(str(own)) == [1234]  # below /tmp, which everybody can write
+    assert uids(str(link)) == [1234], "it may have led elsewhere when its functions were refused"
     assert uids("/no/such/file") == [1234]
 
 
