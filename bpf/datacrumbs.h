@@ -148,6 +148,12 @@ struct dc_rule {
 	__u32 length, unused;
 };
 
+/* Where a request to an NFS server has what it is about, in bytes; no `count`: not known. The
+ * types are a module's: looking for those would need CAP_SYS_ADMIN, and time, in every run. */
+struct dc_nfs {
+	__u16 inode, offset, count, done;
+};
+
 /* set before load */
 #define DC_FUNCTIONS 65536
 #define DC_JOB_NAME_MAX 64
@@ -172,6 +178,8 @@ struct dc_config {
 	__u32 wake_events;  /* after so many of one CPU the daemon is woken; a power of two */
 	__u32 wake_strings; /* the same, for bytes in the ring `strings` */
 	__u16 ring_of_cpu[DC_MAX_CPUS]; /* index in `rings` */
+	struct dc_nfs nfs_io, nfs_commit;
+	__u16 rpc_status; /* where an rpc_task has it, or 0 */
 };
 
 /* per CPU, read by the daemon through the memory map of .data.counters */

@@ -226,30 +226,6 @@ struct request {
 struct journal_s {
 	struct block_device *j_fs_dev;
 };
-/* of the modules sunrpc and nfs, which need not be there */
-struct rpc_task {
-	int tk_status;
-};
-struct nfs_pgio_args {
-	__u64 offset;
-	__u32 count;
-};
-struct nfs_pgio_res {
-	__u64 count;
-};
-struct nfs_pgio_header {
-	struct inode *inode;
-	struct nfs_pgio_args args;
-	struct nfs_pgio_res res;
-};
-struct nfs_commitargs {
-	__u64 offset;
-	__u32 count;
-};
-struct nfs_commit_data {
-	struct inode *inode;
-	struct nfs_commitargs args;
-};
 struct fdtable {
 	unsigned int max_fds;
 	struct file **fd;

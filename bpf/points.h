@@ -74,13 +74,15 @@ static __always_inline bool is_done(struct origin from, __u64 request,
 /* A server's answer: the first argument is the rpc_task. A commit moves no bytes. */
 static __always_inline __s64 answer(struct origin from, __u64 request, __u8 kind)
 {
-	__s64 status = 0;
+	__s32 status = 0;
+	__u64 bytes = 0;
 
-	if (bpf_core_type_exists(struct rpc_task))
-		status = BPF_CORE_READ((struct rpc_task *)pick(from, 0), tk_status);
-	if (status >= 0 && kind == DC_OF_NFS_IO && bpf_core_type_exists(struct nfs_pgio_header))
-		return BPF_CORE_READ((struct nfs_pgio_header *)request, res.count);
-	return status;
+	if (config.rpc_status)
+		bpf_probe_read_kernel(&status, sizeof(status), (void *)(pick(from, 0) + config.rpc_status));
+	if (status < 0 || kind != DC_OF_NFS_IO || !config.nfs_io.done)
+		return status;
+	bpf_probe_read_kernel(&bytes, sizeof(bytes), (void *)(request + config.nfs_io.done));
+	return bytes;
 }
 
 static __always_inline int end_request(struct origin from, const volatile struct dc_point *point)

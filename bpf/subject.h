@@ -157,26 +157,17 @@ static __always_inline void look_at_request(struct subject *subject, __u64 addre
 }
 
 /* What a client of NFS asks a server for. */
-static __always_inline void look_at_nfs_io(struct subject *subject, __u64 address)
+static __always_inline void look_at_nfs(struct subject *subject, __u64 address,
+					const volatile struct dc_nfs *at)
 {
-	struct nfs_pgio_header *io = (void *)address;
+	__u32 count = 0;
 
-	if (!bpf_core_type_exists(struct nfs_pgio_header))
+	if (!at->count)
 		return;
-	subject->inode = (__u64)BPF_CORE_READ(io, inode);
-	subject->offset = BPF_CORE_READ(io, args.offset);
-	subject->size = BPF_CORE_READ(io, args.count);
-}
-
-static __always_inline void look_at_nfs_commit(struct subject *subject, __u64 address)
-{
-	struct nfs_commit_data *commit = (void *)address;
-
-	if (!bpf_core_type_exists(struct nfs_commit_data))
-		return;
-	subject->inode = (__u64)BPF_CORE_READ(commit, inode);
-	subject->offset = BPF_CORE_READ(commit, args.offset);
-	subject->size = BPF_CORE_READ(commit, args.count);
+	bpf_probe_read_kernel(&subject->inode, sizeof(subject->inode), (void *)(address + at->inode));
+	bpf_probe_read_kernel(&subject->offset, sizeof(subject->offset), (void *)(address + at->offset));
+	bpf_probe_read_kernel(&count, sizeof(count), (void *)(address + at->count));
+	subject->size = count;
 }
 
 static __always_inline void look_at_file(struct subject *subject, __u64 address)
@@ -243,10 +234,10 @@ __noinline int look_at(struct subject *subject, __u64 address, __u32 kind)
 		subject->dev = BPF_CORE_READ((struct journal_s *)address, j_fs_dev, bd_dev);
 		break;
 	case DC_OF_NFS_IO:
-		look_at_nfs_io(subject, address);
+		look_at_nfs(subject, address, &config.nfs_io);
 		break;
 	case DC_OF_NFS_COMMIT:
-		look_at_nfs_commit(subject, address);
+		look_at_nfs(subject, address, &config.nfs_commit);
 		break;
 	}
 	return 0;

@@ -202,12 +202,32 @@ class Btf:
         at = self._structs.get(struct_name)
         if at is None:
             return self._base.embedded(struct_name, member_type) if self._base else None
-        info = self._words[at + 1]
-        for i in range(at + 3, at + 3 + 3 * (info & 0xFFFF), 3):
-            _, number, bit = self._words[i : i + 3]
+        for _, number, offset in self._members(at):
             found = self.type(number, depth=1)
             if found.kind is Kind.STRUCT and found.name == member_type:
-                return (bit & 0xFFFFFF if info >> 31 else bit) // 8
+                return offset
+        return None
+
+    def _members(self, at: int) -> Iterator[tuple[str, int, int]]:
+        """Name, number of the type and place in bytes."""
+        info = self._words[at + 1]
+        for i in range(at + 3, at + 3 + 3 * (info & 0xFFFF), 3):
+            name_at, number, bit = self._words[i : i + 3]
+            name = self._name(name_at) if name_at else ""
+            yield name, number, (bit & 0xFFFFFF if info >> 31 else bit) // 8
+
+    def member(self, struct_name: str, path: str) -> int | None:
+        """Where a ``struct struct_name`` has a member (``name``, ``struct.name``), in bytes."""
+        at = self._structs.get(struct_name)
+        if at is None:
+            return self._base.member(struct_name, path) if self._base else None
+        first, _, rest = path.partition(".")
+        for name, number, offset in self._members(at):
+            if name == first and not rest:
+                return offset
+            if name == first:
+                inner = self.member(self.type(number, depth=1).name, rest)
+                return None if inner is None else offset + inner
         return None
 
 
@@ -234,6 +254,13 @@ class KernelTypes:
         for file in self._files():
             if found := file.function(name):
                 return found, file
+        return None
+
+    def member(self, struct_name: str, path: str) -> int | None:
+        """Where a structure has a member, as `Btf.member`; None when nothing tells it."""
+        for file in self._files():
+            if (found := file.member(struct_name, path)) is not None:
+                return found
         return None
 
     def parameters(self, name: str) -> list[Parameter]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from datacrumbs.probes.btf import KernelTypes, kernel_types
 from datacrumbs.probes.model import ArgumentType, KernelFunction, KernelLayer
 from datacrumbs.tracer import layout, points
-from datacrumbs.tracer.kernel_roles import NO_ROLES, op_of, roles_of
+from datacrumbs.tracer.kernel_roles import NO_ROLES, op_of, roles_of, tell_nfs
 from datacrumbs.tracer.libbpf import (
     KPROBE_MULTI,
     KPROBE_SESSION,
@@ -117,7 +117,19 @@ def plan_kernel(layers: list[KernelLayer], plan: Plan) -> KernelProbes:
     for layer in layers:
         _plan_layer(layer, plan, probes, types)
     probes.dirt_event = points.dirt_event(types)
+    if _asks_servers(probes, plan.config):
+        tell_nfs(plan.config, types)
     return probes
+
+
+def _asks_servers(probes: KernelProbes, config: layout.Config) -> bool:
+    """Whether something is traced that is about requests to NFS servers."""
+    about = [config.functions[func] for _, functions, _ in probes.layers for func, _ in functions]
+    points_used = config.points[: probes.slots]
+    about += [point.roles for point in points_used]
+    answers = any(point.part == layout.Part.REPLY for point in points_used)
+    kinds = {one.kind for one in about}
+    return answers or not kinds.isdisjoint({layout.Subject.NFS_IO, layout.Subject.NFS_COMMIT})
 
 
 def _plan_layer(layer: KernelLayer, plan: Plan, probes: KernelProbes, types: KernelTypes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from datacrumbs.probes.btf import Btf, Kind, Prototype, Type
+from datacrumbs.probes.btf import Btf, KernelTypes, Kind, Prototype, Type
 from datacrumbs.trace.schema import Op
 from datacrumbs.tracer import layout
 from datacrumbs.tracer.layout import Returns, Subject
@@ -27,6 +27,18 @@ SUBJECTS = {  # by preference: what tells most comes first
     "nfs_pgio_header": Subject.NFS_IO,
     "nfs_commit_data": Subject.NFS_COMMIT,
 }
+NFS_MEMBERS = {
+    "nfs_io": (
+        "nfs_pgio_header",
+        {"inode": "inode", "offset": "args.offset", "count": "args.count", "done": "res.count"},
+    ),
+    "nfs_commit": (
+        "nfs_commit_data",
+        {"inode": "inode", "offset": "args.offset", "count": "args.count"},
+    ),
+}
+"""Fields of `layout.Config` and `layout.Nfs`: the structure, and its members."""
+
 OFFSETS = {"pos", "ppos", "offset", "off", "start", "from", "iocb_pos", "lstart"}
 PAGE_OFFSETS = {"index", "pgoff", "start_index"}
 SIZES = {"count", "len", "length", "size", "nbytes", "bytes", "nr_bytes"}
@@ -69,6 +81,15 @@ class Roles:
         """Tell the BPF programs."""
         for name in self.__slots__:
             setattr(function, name, getattr(self, name))
+
+
+def tell_nfs(constants: layout.Config, types: KernelTypes) -> None:
+    """Where the kernel's requests to NFS servers have what; nothing of what is not all there."""
+    for field, (struct_name, members) in NFS_MEMBERS.items():
+        found = {name: types.member(struct_name, path) for name, path in members.items()}
+        if None not in found.values():
+            setattr(constants, field, layout.Nfs(**found))
+    constants.rpc_status = types.member("rpc_task", "tk_status") or 0
 
 
 NO_ROLES = Roles()

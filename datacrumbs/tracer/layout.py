@@ -152,6 +152,12 @@ class Rule(ctypes.Structure):
     )
 
 
+class Nfs(ctypes.Structure):
+    """struct dc_nfs: offsets in bytes; ``count`` 0: they are not known."""
+
+    _fields_ = tuple((name, ctypes.c_uint16) for name in ("inode", "offset", "count", "done"))
+
+
 class Config(ctypes.Structure):
     """struct dc_config: set before load, constant afterwards."""
 
@@ -176,6 +182,9 @@ class Config(ctypes.Structure):
         ("wake_events", ctypes.c_uint32),
         ("wake_strings", ctypes.c_uint32),
         ("ring_of_cpu", ctypes.c_uint16 * MAX_CPUS),
+        ("nfs_io", Nfs),
+        ("nfs_commit", Nfs),
+        ("rpc_status", ctypes.c_uint16),
     )
 
 

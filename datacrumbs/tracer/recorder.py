@@ -172,6 +172,8 @@ class Recorder:
         interval_at = now + self._interval_s
         while True:
             woken, signals = self._waker.wait(min(look_at, interval_at) - now)
+            if signal.SIGUSR1 in signals:
+                self._say(self.status(self._logged))
             if signals - {signal.SIGUSR1}:
                 self._stop()
                 return False
@@ -185,8 +187,6 @@ class Recorder:
                 self._say(self._end.why())
                 self._stop()
                 return True
-            if signals:
-                self._say(self.status(self._logged))
             if now >= interval_at:
                 behind = now - interval_at > self._interval_s
                 interval_at = (now if behind else interval_at) + self._interval_s
