@@ -197,12 +197,15 @@ def _judged(symbols: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     ends = {end for _, end, _ in _SECTIONS}
     starts = {start: (end, why) for start, end, why in _SECTIONS}
     inside: dict[str, str] = {}  # the end of a part we are in -> its reason
+    passed: set[str] = set()  # ends; of an empty part (Linux 7.2: kprobes) it may come first
     for kind, name in symbols:
         if name in starts:
             end, why = starts[name]
-            inside[end] = why
+            if end not in passed:
+                inside[end] = why
         elif name in ends:
             inside.pop(name, None)
+            passed.add(name)
         elif kind in "tTwW" and not _NOT_FUNCTIONS.fullmatch(name):
             cold = "a part of another function that is jumped to" if _COLD.fullmatch(name) else ""
             yield name, cold or next(iter(inside.values()), "")

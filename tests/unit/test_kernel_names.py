@@ -26,6 +26,8 @@ SYMBOLS = """\
 0000000000000000 t twice
 0000000000000000 t io_step.isra.0
 0000000000000000 t io_step.cold
+0000000000000000 T __kprobes_text_end
+0000000000000000 T __kprobes_text_start
 0000000000000000 T __noinstr_text_start
 0000000000000000 T very_early
 0000000000000000 T __noinstr_text_end
