@@ -81,7 +81,9 @@ def _honesty(explanation: Explanation) -> Text:
     text.append(lost, "bold red" if explanation.lost else "default")
     text.append(f", {human_count(explanation.filtered)} filtered", "default")
     residuals = [h.clock_residual_ns for h in explanation.hosts if h.clock_residual_ns is not None]
-    if len(explanation.hosts) > 1 and residuals:
+    if not explanation.clocks_agree:
+        text.append("; clocks of the hosts DISAGREE", "bold red")
+    elif len(explanation.hosts) > 1 and residuals:
         text.append(f"; clocks of the hosts to {human_ns(max(residuals))}", "default")
     return text.append(".", "default")
 
