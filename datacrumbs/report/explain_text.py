@@ -67,10 +67,14 @@ def _facts(explanation: Explanation) -> Text:
     text = Text(printable(", ".join([*facts, f"on {where}"])), "bold")
     functions = f"{explanation.functions} function" + "s" * (explanation.functions != 1)
     what = (
-        f"Explained: {explanation.selection}; {human_count(explanation.targets)} calls, "
+        f"Explained: {explanation.selection}; {_calls(explanation.targets)}, "
         f"{functions}, {human_ns(explanation.time_ns)} summed over threads"
     )
     return text.append("\n" + printable(what), "default")
+
+
+def _calls(count: int) -> str:
+    return f"{human_count(count)} call" + "s" * (count != 1)
 
 
 def _honesty(explanation: Explanation) -> Text:
@@ -118,7 +122,7 @@ def _headline(number: int, explained: Explained) -> Text:
 def numbers_of(explained: Explained) -> str:
     """Counts, times and bytes, on one line."""
     facts = [
-        f"{human_count(explained.count)} calls, {human_ns(explained.time_ns)}, "
+        f"{_calls(explained.count)}, {human_ns(explained.time_ns)}, "
         f"{human_share(explained.share)} of the time",
         f"mean {human_ns(explained.mean_ns)}",
         f"p50 {human_ns(explained.p50_ns)}",
