@@ -8,6 +8,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+.NOTPARALLEL: # apt has one lock, and pip changes one environment
 
 PYTHON ?= /usr/bin/python3
 ifndef VENV

@@ -35,7 +35,14 @@ from datacrumbs.analysis.explanation import (
     Stuck,
 )
 from datacrumbs.analysis.functions import Flags, Functions
-from datacrumbs.analysis.hosts import clock_of, host_facts, host_notes, missing_hosts, profile_notes
+from datacrumbs.analysis.hosts import (
+    clock_of,
+    clocks_agree,
+    host_facts,
+    host_notes,
+    missing_hosts,
+    profile_notes,
+)
 from datacrumbs.analysis.keys import Index, Numbers
 from datacrumbs.analysis.nesting import Nested, column_names, nested
 from datacrumbs.analysis.on_each import Cluster, Progress, on_each
@@ -204,6 +211,7 @@ def _explanation(
         lost=lost,
         filtered=sum(run.counts.filtered for run in runs),
         missing_hosts=missing_hosts(trace),
+        clocks_agree=clocks_agree(trace.hosts),
         hosts=facts,
         notes=[
             *host_notes(trace, facts),

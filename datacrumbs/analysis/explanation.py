@@ -199,6 +199,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
     orphans: int
     overlapping: int
     missing_hosts: list[str]
+    clocks_agree: bool
     hosts: list[HostFacts]
     notes: list[str]
     targets: int

@@ -2,8 +2,8 @@
 
 Times of different hosts are compared on CLOCK_REALTIME, which each host's clock pairs
 (``run.json``) lead to from its own monotonic clock. How far that can be trusted is the
-residual of each host's pairs; how well the hosts' real-time clocks agree (NTP, PTP) no trace
-can tell.
+residual of each host's pairs. How well the hosts' real-time clocks agree (NTP, PTP) no trace
+can tell, unless they disagree by so much that the hosts seem not to have run at the same time.
 
 Which hosts a run had: ``run.json`` says in ``nodes`` if the run's job named them. Without that
 only hosts that left something behind are known, and one that left nothing is not missed. A
@@ -14,6 +14,7 @@ can be counted, not named.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 from msgspec import Struct
 
@@ -21,9 +22,12 @@ from datacrumbs.errors import BadInputError
 from datacrumbs.nodelist import unfolded
 from datacrumbs.trace.clocks import RealtimeClock
 from datacrumbs.trace.reader import HostTrace, Trace
-from datacrumbs.trace.runfile import State
+from datacrumbs.trace.runfile import ALIVE_S, State
+from datacrumbs.units import human_ns
 
 _TOLERABLE_NS = 10_000_000
+_TOGETHER_NS = 60_000_000_000
+"""The hosts of a run begin within this, as far as one can expect."""
 
 
 class HostFacts(Struct, frozen=True, kw_only=True):
@@ -63,6 +67,27 @@ def host_facts(host: HostTrace, events: int) -> HostFacts:
     )
 
 
+def clocks_agree(hosts: Sequence[HostTrace]) -> bool:
+    """Whether, by their clocks, all hosts of the run's last life were traced at one time."""
+    spans = _spans(hosts).values()
+    return not spans or max(start for start, _ in spans) <= min(end for _, end in spans)
+
+
+def _spans(hosts: Sequence[HostTrace]) -> dict[str, tuple[int, int]]:
+    """When each host of the last life began and ended, by its CLOCK_REALTIME; one that has not
+    said it ended, when it may have.
+    """
+    earlier = set(_earlier(hosts))
+    found = {}
+    for host in hosts:
+        if host.run and host.host not in earlier:
+            run = host.run
+            heard = max([run.started_ns, *(pair.real_ns for pair in run.clocks)])
+            end = run.stopped_ns if run.stopped_ns is not None else heard + ALIVE_S * 10**9
+            found[host.host] = (run.started_ns, max(run.started_ns, end))
+    return found
+
+
 def missing_hosts(trace: Trace) -> list[str]:
     """Hosts of the run's job that left nothing in the trace, by name.
 
@@ -95,23 +120,44 @@ def host_notes(trace: Trace, facts: list[HostFacts]) -> list[str]:
     elif (fewer := len(named := _named(trace)) - len(trace.hosts)) > 0:
         notes.append(f"Nothing here from {fewer} of the {len(named)} hosts that the job ran on.")
     if len(facts) > 1:
-        notes += _earlier_notes(trace)
+        notes += _earlier_notes(trace.hosts)
         if cut := [host.host for host in facts if host.state is State.CUT_OFF]:
             notes.append(f"Cut off: {_listed(cut)}; what happened last there is not in the trace.")
+        notes += _apart_notes(trace.hosts)
         notes += _clock_notes(facts)
     return notes
 
 
-def _earlier_notes(trace: Trace) -> list[str]:
+def _earlier(hosts: Sequence[HostTrace]) -> list[str]:
     """A requeued job may have been given other nodes, and what its first ones wrote stays there."""
-    runs = {host.host: host.run for host in trace.hosts if host.run and host.run.nodes}
+    runs = {host.host: host.run for host in hosts if host.run and host.run.nodes}
     last = max(runs.values(), key=lambda run: run.started_ns, default=None)
-    earlier = [host for host, run in runs.items() if last and run.nodes != last.nodes]
+    return [host for host, run in runs.items() if last and run.nodes != last.nodes]
+
+
+def _earlier_notes(hosts: Sequence[HostTrace]) -> list[str]:
+    earlier = _earlier(hosts)
     if not earlier:
         return []
     return [
         f"The job was requeued: what {_listed(earlier)} wrote is of its earlier life, on other "
         "nodes, and is counted in here."
+    ]
+
+
+def _apart_notes(hosts: Sequence[HostTrace]) -> list[str]:
+    starts = {host: start for host, (start, _) in _spans(hosts).items()}
+    if not starts:
+        return []
+    first, last = min(starts, key=lambda h: starts[h]), max(starts, key=lambda h: starts[h])
+    apart_ns, agree = starts[last] - starts[first], clocks_agree(hosts)
+    if agree and apart_ns <= _TOGETHER_NS:
+        return []
+    ended = ", when a host had ended, so each host counts from its own beginning" * (not agree)
+    return [
+        f"By their clocks {last} began {human_ns(apart_ns)} after {first}{ended}: if they began "
+        "together, a clock is wrong, and times of day of different hosts cannot be compared. "
+        "Durations are good."
     ]
 
 

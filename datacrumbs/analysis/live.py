@@ -155,7 +155,7 @@ def _last_interval(host: HostTrace) -> pl.DataFrame:
     rows = pl.from_arrow(host.newest(INTERVALS))
     assert isinstance(rows, pl.DataFrame)
     functions = _polars(host, "functions").select("func", "layer", "name")
-    second = pl.col("dur").cast(pl.Float64) / 1e9
+    second = pl.col("dur").clip(1).cast(pl.Float64) / 1e9  # 0 in a damaged trace
     return (
         rows.filter(pl.col("ts") == pl.col("ts").max())
         .join(functions, on="func", how="left")

@@ -178,9 +178,10 @@ class HostSummary(Struct, frozen=True, kw_only=True):
 class Summary(Struct, frozen=True, kw_only=True):
     """All of a report. ``started_ns`` and ``stopped_ns`` are CLOCK_REALTIME.
 
-    ``wall_ns`` is from the first host's start to the last one's end, ``host_wall_ns`` the sum
-    over hosts, of which ``unoverlapped_share`` is the share. There are ``events`` and, apart from
-    them, ``profiled`` calls; ``profiled_layers`` have such. Lists are sorted by time, falling;
+    ``wall_ns`` is from the first host's start to the last one's end, or the longest host's time
+    unless ``clocks_agree`` (see `hosts.clocks_agree`); ``host_wall_ns`` is the sum over hosts, of
+    which ``unoverlapped_share`` is the share. There are ``events`` and, apart from them,
+    ``profiled`` calls; ``profiled_layers`` have such. Lists are sorted by time, falling;
     ``files_total`` and ``processes_total`` say how many there are where a list is cut short.
     """
 
@@ -210,6 +211,7 @@ class Summary(Struct, frozen=True, kw_only=True):
     quantile_error: float
     notes: list[str]
     missing_hosts: list[str]
+    clocks_agree: bool
     skipped: list[Skipped]
     hosts: list[HostSummary]
     layers: list[LayerSummary]

@@ -17,7 +17,7 @@ from datacrumbs.analysis.explain import attribute, explanation_of
 from datacrumbs.analysis.explanation import Explanation
 from datacrumbs.analysis.flame import Flame, FlameTally, PathSums, flame_of
 from datacrumbs.analysis.functions import Functions
-from datacrumbs.analysis.hosts import clock_of
+from datacrumbs.analysis.hosts import clock_of, clocks_agree
 from datacrumbs.analysis.keys import Numbers
 from datacrumbs.analysis.model import Summary
 from datacrumbs.analysis.nesting import Nested
@@ -127,9 +127,12 @@ def _read(
 
 
 def _axes(hosts: Sequence[HostTrace], summary: Summary) -> dict[str, Axis]:
-    """The same bins for all hosts, from the first call to the last return."""
+    """The same bins for all hosts, from the first call to the last return; from the first of
+    each host where clocks disagree.
+    """
     spans = {host.host: (host.first_call_ns, host.last_return_ns) for host in summary.hosts}
-    clocks = {host.host: clock_of(host) for host in hosts}
+    agree = clocks_agree(hosts)
+    clocks = {host.host: clock_of(host) if agree else None for host in hosts}
     real = {}
     for host, (first_ns, last_ns) in spans.items():
         clock = clocks[host]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,10 +97,24 @@ def check_selection(selection: Selection, trace: Trace, ranks: Ranks) -> list[Ho
     if unranked := sorted(selection.ranks - set(ranks.values())):
         have = f"ranks 0 to {max(ranks.values())}" if ranks else "no ranks"
         raise BadInputError(f"{trace.path}: no rank {unranked[0]}", hint=f"it has {have}")
+    if unseen := sorted(_unseen(selection.pids, hosts)):
+        pids = {str(pid) for host in hosts for pid in host.table("processes")["pid"].to_pylist()}
+        raise _absent(trace, f"process {unseen[0]}", str(unseen[0]), pids)
     if selection.path is not None and not any(selection.files(host) for host in hosts):
         paths = {str(path) for host in hosts for path in host.table("files")["path"].to_pylist()}
         raise _absent(trace, f"file {selection.path}", selection.path, paths)
     return hosts
+
+
+def _unseen(pids: frozenset[int], hosts: Sequence[HostTrace]) -> set[int]:
+    """Those of ``pids`` that no table of processes names, nor any event: a row may be lost."""
+    left = set(pids)
+    for host in hosts:
+        left -= set(host.table("processes")["pid"].to_pylist())
+    for host in hosts if left else ():
+        for batch in host.events(["pid"]):
+            left -= set(np.unique(batch.column(0).to_numpy()).tolist())
+    return left
 
 
 def _absent(trace: Trace, what: str, name: str, known: set[str]) -> BadInputError:

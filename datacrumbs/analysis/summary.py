@@ -19,7 +19,13 @@ from datacrumbs.analysis.files import (
     top_files,
 )
 from datacrumbs.analysis.functions import UNKNOWN_LAYER
-from datacrumbs.analysis.hosts import HostFacts, host_facts, host_notes, missing_hosts
+from datacrumbs.analysis.hosts import (
+    HostFacts,
+    clocks_agree,
+    host_facts,
+    host_notes,
+    missing_hosts,
+)
 from datacrumbs.analysis.keys import Numbers
 from datacrumbs.analysis.model import (
     AccessSummary,
@@ -354,6 +360,7 @@ def _summary(
         notes=host_notes(trace, [part.facts() for part in parts])
         + _notes(parts, functions, processes),
         missing_hosts=missing_hosts(trace),
+        clocks_agree=clocks_agree(trace.hosts),
         skipped=_skipped(parts),
         hosts=hosts,
         layers=layers,
@@ -412,13 +419,15 @@ def _stopped_ns(parts: list[_HostPart]) -> int | None:
 
 
 def _wall_ns(parts: list[_HostPart]) -> int:
-    """From the first start to the last end; a host without ``run.json`` has its own clock."""
-    known = [part for part in parts if part.trace.run]
-    lone = [part.stopped_ns - part.started_ns for part in parts if not part.trace.run]
+    """From the first start to the last end; a host without ``run.json`` has its own clock, and
+    so have all whose clocks disagree."""
+    agree = clocks_agree([part.trace for part in parts])
+    known = [part for part in parts if part.trace.run and agree]
+    longest = max((part.stopped_ns - part.started_ns for part in parts), default=0)
     if not known:
-        return max(lone, default=0)
+        return longest
     span = max(part.stopped_ns for part in known) - min(part.started_ns for part in known)
-    return max(span, *lone) if lone else span
+    return max(span, longest)
 
 
 def _skipped(parts: list[_HostPart]) -> list[Skipped]:

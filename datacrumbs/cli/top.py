@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from datacrumbs.cli.app import command
+from datacrumbs.errors import BadInputError
 
 if TYPE_CHECKING:
     from datacrumbs.analysis.live import Picture
@@ -60,7 +61,8 @@ def main(
 ) -> None:
     """Show what a run is doing: rates, layers, functions, files, losses.
 
-    RUN is a run id or a trace's directory; without it, your run on this host, if there is one.
+    RUN is a run id, or a trace's directory, by a path with a / in it (./4711); without it, your
+    run on this host, if there is one.
     It reads the trace that the daemon writes, a bounded part of it, and disturbs nobody. It
     ends with the run, or with Ctrl-C. Root sees every run, and reads as its user.
     """
@@ -105,7 +107,13 @@ def _find(run: str | None, config_path: Path | None) -> tuple[Path, int]:
     if run is not None and "/" in run:
         return Path(run), _owner(Path(run))
     config = load_system_config(config_path)
-    return trace_of(run, config)
+    directory, owner = trace_of(run, config)
+    if run and Path(run).is_dir() and not directory.exists():
+        raise BadInputError(
+            f"no run {run!r} of yours on this host: there is no {directory}",
+            hint=f"give ./{run} for the directory here",
+        )
+    return directory, owner
 
 
 def _owner(directory: Path) -> int:

@@ -67,10 +67,14 @@ def _facts(explanation: Explanation) -> Text:
     text = Text(printable(", ".join([*facts, f"on {where}"])), "bold")
     functions = f"{explanation.functions} function" + "s" * (explanation.functions != 1)
     what = (
-        f"Explained: {explanation.selection}; {human_count(explanation.targets)} calls, "
+        f"Explained: {explanation.selection}; {_calls(explanation.targets)}, "
         f"{functions}, {human_ns(explanation.time_ns)} summed over threads"
     )
     return text.append("\n" + printable(what), "default")
+
+
+def _calls(count: int) -> str:
+    return f"{human_count(count)} call" + "s" * (count != 1)
 
 
 def _honesty(explanation: Explanation) -> Text:
@@ -81,7 +85,9 @@ def _honesty(explanation: Explanation) -> Text:
     text.append(lost, "bold red" if explanation.lost else "default")
     text.append(f", {human_count(explanation.filtered)} filtered", "default")
     residuals = [h.clock_residual_ns for h in explanation.hosts if h.clock_residual_ns is not None]
-    if len(explanation.hosts) > 1 and residuals:
+    if not explanation.clocks_agree:
+        text.append("; clocks of the hosts DISAGREE", "bold red")
+    elif len(explanation.hosts) > 1 and residuals:
         text.append(f"; clocks of the hosts to {human_ns(max(residuals))}", "default")
     return text.append(".", "default")
 
@@ -116,7 +122,7 @@ def _headline(number: int, explained: Explained) -> Text:
 def numbers_of(explained: Explained) -> str:
     """Counts, times and bytes, on one line."""
     facts = [
-        f"{human_count(explained.count)} calls, {human_ns(explained.time_ns)}, "
+        f"{_calls(explained.count)}, {human_ns(explained.time_ns)}, "
         f"{human_share(explained.share)} of the time",
         f"mean {human_ns(explained.mean_ns)}",
         f"p50 {human_ns(explained.p50_ns)}",

@@ -29,6 +29,7 @@ def cut(text: str, width: int) -> str:
     text = printable(text)
     if cell_len(text) <= width:
         return text
+    text = text[-4 * width :]  # of a name of any length, few steps
     while cell_len(text) > width - 3:
         text = text[1:]
     return "..." + text

@@ -109,7 +109,9 @@ def honesty(summary: Summary) -> Iterator[Text]:
         "default",
     )
     residuals = [host.clock_residual_ns or 0 for host in summary.hosts]
-    if len(residuals) > 1:
+    if not summary.clocks_agree:
+        line.append(" Clocks of the hosts DISAGREE.", "bold red")
+    elif len(residuals) > 1:
         line.append(f" Clocks of the hosts to {human_ns(max(residuals))}.", "default")
     yield line
     if _MORE[summary.state]:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 BATCH_ROWS = 64 * 1024
 """The most rows of one batch of `HostTrace.events`."""
 
+_LATEST_NS = 1 << 62
+"""146 years after a boot: sums with damaged times beyond it would not fit."""
+
 _HOST = "host="
 _SEGMENT = re.compile(rf"({'|'.join(TABLES)})-([0-9]{{6,}})\.(arrows|parquet)")
 
@@ -263,6 +266,7 @@ def _parquet(path: Path) -> Iterator[Any]:
 def _conforming(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """The columns of ``schema``, of those that there are. ValueError for what is no such batch."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     for field in schema:
         at = batch.schema.get_field_index(field.name)
@@ -275,6 +279,10 @@ def _conforming(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
         table = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
         batch = table.combine_chunks().to_batches()[0]
     batch.validate(full=True)
+    if "ts" in schema.names:
+        span = pc.min_max(batch["ts"]).as_py()
+        if not -_LATEST_NS < span["min"] <= span["max"] < _LATEST_NS:
+            raise ValueError("column 'ts' has a time that no clock shows")
     return batch
 
 

@@ -661,6 +661,7 @@ def test_unfinished_calls_are_counted_apart_with_where_they_were(
         ({"layer": "hdf"}, "no layer hdf", "hdf5"),
         ({"hosts": frozenset({"n9"})}, "no host n9", "n1"),
         ({"ranks": frozenset({5})}, "no rank 5", "ranks 0 to 1"),
+        ({"pids": frozenset({100, 42})}, "no process 42 in this trace", "it has 100"),
         ({"path": "/data/1/file-33"}, "no file /data/1/file-33", "/data/1/file-3"),
     ],
 )
@@ -687,9 +688,20 @@ def test_what_a_worker_cannot_read_is_named_with_a_hint(tmp_path: Path) -> None:
 
 
 def test_a_process_without_calls_is_no_error(tmp_path: Path) -> None:
-    found = explained(tmp_path, random_hosts(1), pids=frozenset({99_999}))
+    threads = {(100, 100): [Call(func="read", start=BEGIN_NS, dur=10)], (200, 200): []}
+    found = explained(tmp_path, [Host(name="n1", threads=threads)], pids=frozenset({200}))
     assert found.explained == []
     assert found.notes == ["No call of the trace is among those asked for."]
+
+
+def test_a_process_whose_row_was_lost_is_found_by_its_events(tmp_path: Path) -> None:
+    (host,) = random_hosts(1)
+    write_run(tmp_path, [host])
+    for path in tmp_path.glob("host=*/processes-*"):
+        path.unlink()
+    assert explain(open_trace(tmp_path), Selection(pids=frozenset({100}))).targets
+    with pytest.raises(BadInputError, match="no process 42"):
+        explain(open_trace(tmp_path), Selection(pids=frozenset({100, 42})))
 
 
 def test_findings_have_sentences_with_their_numbers(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from datacrumbs.analysis.model import Summary
 from datacrumbs.analysis.pictures import LATENCY_EDGES, Pictures, draw
 from datacrumbs.analysis.summary import summarise_with_durations
 from datacrumbs.analysis.timeline import BINS, Timeline
+from datacrumbs.trace.clocks import ClockPair
 from datacrumbs.trace.reader import open_trace
 
 S = 1_000_000_000
@@ -261,3 +262,22 @@ def test_what_is_on_no_file_system_goes_by_its_kind(tmp_path: Path) -> None:
     write_flat_host(tmp_path / "run", calls, files=files)
     mounts = drawn(tmp_path / "run")[0].mounts
     assert [(m.fstype, m.device, m.files) for m in mounts] == [("ext4", "0:1", 1), ("pipe", "", 2)]
+
+
+def test_hosts_whose_clocks_disagree_begin_together_in_the_timeline(tmp_path: Path) -> None:
+    hosts = []
+    for number in (1, 2):
+        call = Call(func="write", start=BEGIN_NS, dur=S, ret=4096)
+        host = Host(name=f"n{number}", threads={(1, 1): [call]})
+        began_ns = BEGIN_NS + number * 100 * 24 * 3600 * S
+        host.facts = {
+            "started_ns": began_ns,
+            "stopped_ns": began_ns + S,
+            "clocks": [ClockPair(host.mono_ns(BEGIN_NS), began_ns)],
+        }
+        hosts.append(host)
+    _, pictures = drawn(write_run(tmp_path, hosts))
+    found = pictures.timeline
+    assert not found.of_day
+    assert found.bins * found.bin_ns < 2 * S
+    assert found.operations.reshape(2, -1)[:, 0].tolist() == [1, 1]

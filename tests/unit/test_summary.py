@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import random
 import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from report_traces import Call, File, write_host
@@ -14,6 +16,7 @@ from report_traces import Call, File, write_host
 from datacrumbs.analysis.model import FileSummary, FunctionSummary, Summary
 from datacrumbs.analysis.quantiles import ERROR_BOUND
 from datacrumbs.analysis.summary import summarise
+from datacrumbs.report.text import write_text
 from datacrumbs.trace.clocks import ClockPair
 from datacrumbs.trace.reader import open_trace
 from datacrumbs.trace.runfile import Counts, LostBy, Skipped, State
@@ -275,6 +278,77 @@ def test_missing_hosts_and_clocks_are_told(tmp_path: Path) -> None:
     summary = summarise(open_trace(tmp_path))
     assert summary.hosts[1].clock_residual_ns == 10**9
     assert any("clock of n2 was set during the run" in note for note in summary.notes)
+
+
+YEAR_NS = 365 * 24 * 3600 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("late_ns", "said", "wall_s"),
+    [
+        (3 * YEAR_NS, "n2 began 1095 d 00 h after n1, when a host had ended", 20),
+        (30 * 10**9, "n2 began 30.0 s after n1, when a host had ended", 20),
+        (5 * 10**9, "", 25),
+    ],
+)
+def test_clocks_that_cannot_be_right_are_told(
+    tmp_path: Path, late_ns: int, said: str, wall_s: int
+) -> None:
+    _host_of_20_s(tmp_path, "n1", 0)
+    _host_of_20_s(tmp_path, "n2", late_ns)
+    summary = summarise(open_trace(tmp_path))
+    assert summary.wall_ns == wall_s * 10**9
+    assert summary.clocks_agree == (not said)
+    assert [said in note for note in summary.notes] == [True] * bool(said)
+    page = io.StringIO()
+    write_text(summary, page, top=8)
+    text = " ".join(page.getvalue().split())
+    assert ("Clocks of the hosts DISAGREE." in text) == bool(said)
+
+
+def _host_of_20_s(run: Path, host: str, late_ns: int, seconds: int = 20, **facts: Any) -> None:
+    started_ns = 10**18 + late_ns
+    write_host(
+        run,
+        [Call(func="write", ts=10**9, dur=5)],
+        host=host,
+        started_ns=started_ns,
+        stopped_ns=started_ns + seconds * 10**9,
+        clocks=[ClockPair(0, started_ns)],
+        **facts,
+    )
+
+
+def test_a_host_that_began_minutes_later_is_told_though_it_may_have(tmp_path: Path) -> None:
+    _host_of_20_s(tmp_path, "n1", 0, seconds=3600)
+    _host_of_20_s(tmp_path, "n2", 600 * 10**9, seconds=3600)
+    summary = summarise(open_trace(tmp_path))
+    assert summary.wall_ns == 4200 * 10**9 and summary.clocks_agree
+    (note,) = summary.notes
+    assert note.startswith("By their clocks n2 began 10 min 00 s after n1: if they began together")
+
+
+def test_hosts_of_a_run_that_still_goes_on_disagree_only_by_much(tmp_path: Path) -> None:
+    for host, late_ns in (("n1", 0), ("n2", 3 * 10**9)):
+        started_ns = 10**18 + late_ns
+        clocks = [ClockPair(0, started_ns)]
+        writer = write_host(
+            tmp_path,
+            [Call(func="write", ts=10, dur=5)],
+            host=host,
+            started_ns=started_ns,
+            clocks=clocks,
+            state=State.RUNNING,
+        )
+        writer.close()
+    assert summarise(open_trace(tmp_path)).clocks_agree
+
+
+def test_the_lives_of_a_requeued_job_are_apart_with_good_clocks(tmp_path: Path) -> None:
+    _host_of_20_s(tmp_path, "n1", 0, nodes=["n1"])
+    _host_of_20_s(tmp_path, "n2", 10**12, nodes=["n2"])
+    summary = summarise(open_trace(tmp_path))
+    assert summary.clocks_agree and summary.wall_ns == 1020 * 10**9
 
 
 def test_a_folded_node_list_is_unfolded(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
@@ -36,13 +36,13 @@ USES: dict[str, Callable[[Trace, Path], object]] = {
     "explain": lambda trace, _: explain(trace, Explained(), top=3),
     "top": lambda trace, _: Watch.start().picture(trace, 1.0, top=8),
     "export": lambda trace, out: export(
-        trace, out / "out.csv", Format.CSV, gzip=False, selection=Selection(), advance=len_of
+        trace, out / "out.csv", Format.CSV, gzip=False, selection=Selection(), advance=unseen
     ),
     "html": lambda trace, out: write_page(trace, out / "out.html", top=5),
 }
 
 
-def len_of(_: int) -> None:
+def unseen(_: int) -> None:
     """Progress that nobody sees."""
 
 
@@ -132,12 +132,8 @@ def test_a_command_says_it_in_one_line(trace: Path) -> None:
     assert hint == "datacrumbs_explain: hint: the file is damaged; without it the rest can be read"
 
 
-def _segments(trace: Path, table: str) -> Iterator[Path]:
-    yield from trace.glob(f"host=n1/{table}-*.parquet")
-
-
 def _changed(trace: Path, table: str, change: Callable[[pa.Table], pa.Table]) -> None:
-    for path in _segments(trace, table):
+    for path in trace.glob(f"host=n1/{table}-*.parquet"):
         parquet.write_table(change(parquet.read_table(path, partitioning=None)), path)
 
 
@@ -151,6 +147,11 @@ def _changed(trace: Path, table: str, change: Callable[[pa.Table], pa.Table]) ->
             "events",
             lambda t: t.set_column(8, "func", pa.array(["read"] * len(t))),
             "column 'func' is string, not uint16",
+        ),
+        (
+            "events",
+            lambda t: t.set_column(0, "ts", pa.array([2**63 - 1] * len(t))),
+            "a time that no clock shows",
         ),
         (
             "processes",
