@@ -184,7 +184,8 @@ struct dc_config {
 
 /* per CPU, read by the daemon through the memory map of .data.counters */
 struct dc_counters {
-	__u64 lost, lost_strings, filtered, kept;
+	__u64 lost, lost_strings, filtered;
+	__u64 kept; /* events, to know when to wake; one may count for another that it preempts */
 	__u64 filtered_duration, filtered_rate, filtered_path; /* not in `filtered` */
 	__u64 lost_profile; /* calls that found the profile full */
 };

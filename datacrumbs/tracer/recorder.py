@@ -122,11 +122,14 @@ class Recorder:
         beat: Callable[[str], None],
     ) -> None:
         # here, after the daemon is ready: numpy and pyarrow take longer to load than all else
+        import pyarrow as pa
+
         from datacrumbs.trace.writer import TraceWriter
         from datacrumbs.tracer.names import Names
         from datacrumbs.tracer.profile import Profile
         from datacrumbs.tracer.rings import EventRing, StringRing
 
+        pa.set_memory_pool(pa.system_memory_pool())  # of its own, Arrow keeps 18 MB more
         self._attached, self._directory, self._info = attached, directory, info
         self._say, self._beat = say, beat
         plan = attached.rings
