@@ -80,7 +80,7 @@ __noinline int is_secure(__u64 mm)
 	bool narrow = false;
 
 	for (int i = 0; i < AUXV_ENTRIES; i++) {
-		if (bpf_probe_read_kernel(entry, sizeof(entry), (void *)at))
+		if (bpf_probe_read_kernel(entry, sizeof(entry), (void *)at) || !(__u32)entry[0])
 			break;
 		narrow |= !i && entry[0] >> 32;
 		if ((__u32)entry[0] == TYPE_SECURE)

@@ -11,7 +11,7 @@ int client_start(struct pt_regs *ctx)
 	char asked[DC_RUN_ID_MAX] = {};
 
 	client_start_uses_own_stack(ctx);
-	if (!of_user(task))
+	if (!is_plain(task))
 		return 0;
 	bpf_probe_read_user_str(asked, sizeof(asked), (void *)PT_REGS_PARM1(ctx));
 	for (int i = 0; i < DC_RUN_ID_MAX; i++) {

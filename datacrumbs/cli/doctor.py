@@ -15,6 +15,7 @@ import click
 from datacrumbs.cli.app import command
 from datacrumbs.cli.progress import progress
 from datacrumbs.errors import BadInputError
+from datacrumbs.printable import printable
 from datacrumbs.run import host_name
 
 if TYPE_CHECKING:
@@ -109,9 +110,9 @@ def _print_table(checks: list[Check]) -> None:
     table.add_column(overflow="fold")
     for check in checks:
         word, style = WORDS[check.ok]
-        table.add_row(Text(word, style), Text(check.name), Text(check.found))
+        table.add_row(Text(word, style), Text(check.name), Text(printable(check.found)))
         if check.remedy:
-            table.add_row("", Text("mend it:", "bold"), Text(check.remedy, "bold"))
+            table.add_row("", Text("mend it:", "bold"), Text(printable(check.remedy), "bold"))
     console.print(table)
     counts = _counts(checks)
     console.print(

@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from kernel.tracing import RUN_ID, TracedRun, io_calls, job_cgroup, user_layer
+from kernel.tracing import LIBRARY, RUN_ID, TracedRun, io_calls, job_cgroup, user_layer
 
 from datacrumbs.probes import model
 from datacrumbs.tracer.plan import PLACES_MAX
@@ -235,3 +235,15 @@ def test_a_cgroup_of_a_strangers_with_the_jobs_name_fills_no_ring(
     assert own in {pid for pid, _ in seen}
     assert sum(ppid == own for _, ppid in seen) == 2
     assert not [pid for pid, ppid in seen if stranger in (pid, ppid)]
+
+
+def test_a_program_with_file_capabilities_cannot_join_by_itself(traced_run: TracedRun) -> None:
+    linked = (f"-Wl,--no-as-needed,-rpath,{LIBRARY.parent}", str(LIBRARY))
+    with traced_run.daemon():
+        for name in ("plain", "capable"):
+            program = traced_run.compile(WORK, *linked, name=name)
+            if name == "capable":
+                give_capability(program)
+            traced_run.run(program, wrap=False)
+    names = {name for (name,) in traced_run.trace().sql("SELECT DISTINCT comm FROM processes")}
+    assert names == {"plain"}
