@@ -11,6 +11,7 @@ Nothing here raises because the disk is full: what cannot be kept is counted.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -73,8 +74,9 @@ _ROW_OPTIONS: dict[str, Any] = {
 class TraceWriter:
     """Writes into ``directory`` (``<run>/host=<name>``), which must hold no segments yet.
 
-    Made after the daemon has become the run's user. Twice ``segment_events`` events, 64 bytes each,
-    stay in memory. It works on the directory's descriptor, so the user may move the run.
+    Made after the daemon has become the run's user. ``segment_events`` events, 64 bytes each, stay
+    in memory, and as many more while a segment becomes Parquet. It works on the directory's
+    descriptor, so the user may move the run.
     """
 
     def __init__(self, directory: Path, *, segment_events: int) -> None:
@@ -322,7 +324,7 @@ class _EventLog:
 
     def __init__(self, home: _Home, segment_events: int) -> None:
         self._home = home
-        self._buffer, self._spare = (np.empty(segment_events, EVENT_DTYPE) for _ in range(2))
+        self._buffer = _new_buffer(segment_events)
         self._fill = 0
         self._spilled = 0
         self._thread = ThreadPoolExecutor(1)
@@ -366,7 +368,7 @@ class _EventLog:
         rows = self._buffer[: self._fill]
         self._closing = self._thread.submit(self._save, self.stream.number, _row_groups(rows))
         self._at_risk = self._fill - self._spilled
-        self._buffer, self._spare = self._spare, self._buffer
+        self._buffer = _new_buffer(len(self._buffer))
         self._fill = self._spilled = 0
 
     def _settle(self) -> None:
@@ -400,6 +402,12 @@ class _EventLog:
     def _save(self, number: int, tables: Iterator[pa.Table]) -> int:
         name = segment_name(EVENTS, number, "parquet")
         return self._home.save_parquet(name, arrow_schema(EVENTS), tables, **_EVENT_OPTIONS)
+
+
+def _new_buffer(events: int) -> NDArray[Any]:
+    """Room for so many; the system has it back when nobody uses it: malloc would keep it."""
+    memory = mmap.mmap(-1, events * EVENT_DTYPE.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(memory, EVENT_DTYPE)
 
 
 def _row_groups(rows: NDArray[Any]) -> Iterator[pa.Table]:

@@ -174,10 +174,8 @@ class Recorder:
         look_at, flush_at, status_at = now, now + FLUSH_S, now + STATUS_S
         interval_at = now + self._interval_s
         while True:
-            woken, signals = self._waker.wait(min(look_at, interval_at) - now)
-            if signal.SIGUSR1 in signals:
-                self._say(self.status(self._logged))
-            if signals - {signal.SIGUSR1}:
+            woken, signals = self._waker.wait(min(look_at, interval_at) - time.monotonic())
+            if self._told_to_end(signals):
                 self._stop()
                 return False
             now = time.monotonic()
@@ -204,6 +202,12 @@ class Recorder:
                 status_at = now + STATUS_S
                 self._say(self.status(self._logged))
                 self._save(State.RUNNING, clock=True)
+
+    def _told_to_end(self, signals: set[int]) -> bool:
+        if signal.SIGUSR1 in signals:
+            self._drain(self._rings)
+            self._say(self.status(self._logged))
+        return bool(signals - {signal.SIGUSR1})
 
     def _drain(self, fds: Iterable[int]) -> int:
         """Take what is in the rings ``fds`` and in that of names; how many events."""
