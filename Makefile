@@ -29,7 +29,8 @@ PACKAGES := acl clang llvm bpftool libbpf-dev libbpf1 gcc g++ libc6-dev libslurm
 	debootstrap e2fsprogs fio fuse2fs gcc-aarch64-linux-gnu git groff-base iproute2 \
 	libc6-dev-arm64-cross libcap2-bin libseccomp2 \
 	musl-tools openssh-client openssh-server patchelf sqlite3 strace systemd systemtap-sdt-dev \
-	tar time util-linux busybox-static cpio kmod qemu-system-x86 xfsprogs xz-utils zstd
+	tar time util-linux busybox-static cpio kmod qemu-system-arm qemu-system-x86 \
+	xfsprogs xz-utils zstd
 BENCH_PACKAGES := bpftrace linux-perf
 
 export PIP_ROOT_USER_ACTION := ignore
