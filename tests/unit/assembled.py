@@ -5,10 +5,21 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sysconfig
 from pathlib import Path
 
 from datacrumbs.probes import elf
 from datacrumbs.tracer.placement import Code
+
+AARCH64_COMPILER = "aarch64-linux-gnu-gcc"
+HERE_ONLY = Path("/usr/include", sysconfig.get_config_var("MULTIARCH"))
+"""Has headers that are the same everywhere (sys/sdt.h), but only this machine's are installed."""
+
+
+def compile_aarch64(target: Path, source: str, *flags: str) -> None:
+    """A program or, by ``flags``, a library from C."""
+    command = [AARCH64_COMPILER, "-x", "c", "-idirafter", HERE_ONLY, *flags, "-o", target, "-"]
+    subprocess.run(command, input=source.encode(), check=True)
 
 
 def code_of(path: Path) -> Code:

@@ -14,14 +14,13 @@ from pathlib import Path
 import pytest
 import unicorn
 from unicorn import arm64_const as arm64
-from unit.assembled import assemble, branch_targets, code_of, offsets
+from unit.assembled import AARCH64_COMPILER, assemble, branch_targets, code_of, offsets
 
 from datacrumbs.probes import elf
 from datacrumbs.tracer.instructions import Exit, Instruction
 from datacrumbs.tracer.instructions_aarch64 import PASSABLE, Aarch64
 
 MACHINE = "aarch64"
-COMPILER = "aarch64-linux-gnu-gcc"
 LIBC = (
     elf.find_binary("libc.so.6", MACHINE)
     if platform.machine() == MACHINE
@@ -169,7 +168,7 @@ CHANGE_ARGUMENTS = {"loads_third_argument", "writes_memory", "adds_atomically", 
 
 
 def test_the_probe_moves_only_where_nothing_can_tell(tmp_path: Path) -> None:
-    library = assemble(tmp_path, MOVES, COMPILER, ".arch armv8.5-a")
+    library = assemble(tmp_path, MOVES, AARCH64_COMPILER, ".arch armv8.5-a")
     starts, code = offsets(library, MACHINE), code_of(library)
     places = code.places((start, False) for start in starts.values())
     moved = {name: places[start] - start for name, start in starts.items()}
@@ -307,7 +306,7 @@ br x16
 
 
 def test_exits(tmp_path: Path) -> None:
-    library = assemble(tmp_path, EXITS, COMPILER)
+    library = assemble(tmp_path, EXITS, AARCH64_COMPILER)
     code = code_of(library)
     found = {name: code.exits(start) for name, start in offsets(library, MACHINE).items()}
     starts = offsets(library, MACHINE)

@@ -1,11 +1,13 @@
 /*
  * placed FILE, aarch64: 23 calls each of functions whose probes may lie elsewhere than at their
- * beginning, then 23 writes of 4097 bytes and an fsync. Prints a line for each function: how far
- * in its first breakpoint is (-1: none), and the sum of what its calls returned.
+ * beginning, and of one with a USDT point, then 23 writes of 4097 bytes and an fsync. Prints a
+ * line for each function: how far in its first breakpoint is (-1: none), and the sum of what its
+ * calls returned.
  */
 #include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <sys/sdt.h>
 #include <unistd.h>
 
 #define CALLS 23
@@ -45,6 +47,19 @@ static int breakpoint(const void *function)
 	return -1;
 }
 
+struct part {
+	long first[10];
+	int second;
+};
+
+/* its arguments are in registers, on the stack and in memory, with and without an index */
+__attribute__((noinline)) void marks(struct part *part, short *of, long at, signed char *from, int i)
+{
+	volatile long local = at;
+
+	STAP_PROBE6(placed, mark, part->first[3], of[at], local, from[i], 77, part->second);
+}
+
 int main(int argc, char **argv)
 {
 	static char data[4097];
@@ -57,6 +72,15 @@ int main(int argc, char **argv)
 		for (long a = 0; a < CALLS; a++)
 			sum += functions[i].call(a, 7);
 		printf("%s %d %ld\n", functions[i].name, breakpoint(functions[i].call), sum);
+	}
+	for (int i = 0; i < CALLS; i++) {
+		static struct part part = {.first = {[3] = 33}, .second = -9};
+		static short of[CALLS];
+		static signed char around[2 * CALLS];
+
+		of[i] = -1000 - i;
+		around[CALLS - i] = -i;
+		marks(&part, of, i, around + CALLS, -i);
 	}
 	fd = open(argv[1], O_CREAT | O_TRUNC | O_WRONLY, 0644);
 	for (int i = 0; i < CALLS; i++)

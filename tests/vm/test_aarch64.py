@@ -7,7 +7,6 @@ import functools
 import os
 import pwd
 import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from kernel.tracing import TracedRun, make_site, user_layer
-from unit.assembled import code_of, offsets
+from unit.assembled import code_of, compile_aarch64, offsets
 from vm import aarch64
 from vm.conftest import until_alive
 from vm.kernels import ARM, get_kernel
@@ -50,8 +49,13 @@ PLACES = dict.fromkeys(RESULTS, 4) | dict.fromkeys(("saves", "signs"), 0)
 INSIDE = {"compares": 3 * CALLS, "adds": 2 * CALLS, "recurs": CALLS * (CALLS + 1) // 2}
 """Where functions call each other: all calls. `recurs` calls itself."""
 
-KEPT = [model.Argument(name=n, index=i, type=model.ArgumentType.INT) for i, n in enumerate("ab")]
 KEPT_OF = ("compares", "recurs")
+MARKED = [
+    {"memory": 33, "register": -1000 - n, "stack": n, "indexed": -n, "constant": 77, "int": -9}
+    for n in range(CALLS)
+]
+"""Arguments of the USDT point, by where they are."""
+
 SYSTEM_CALLS = ["openat", "write", "fsync", "close"]
 KERNEL_FUNCTIONS = ["vfs_write", "vfs_fsync_range"]
 
@@ -82,8 +86,7 @@ def guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
 def _run(kernel: str, shared: Path) -> Guest:
     installed, program = shared / "installed", shared / "program"
     aarch64.install(installed)
-    compile_it = ["aarch64-linux-gnu-gcc", "-O1", "-o", program, HERE / "placed.c"]
-    subprocess.run(compile_it, check=True)
+    compile_aarch64(program, (HERE / "placed.c").read_text(), "-O2")
     script = shutil.copy(HERE / "guest_aarch64.py", shared)
     root = aarch64.root_file_system()
     names = (PLACED, UNPLACED, ALL) if KERNELS[kernel] != "uprobe" else (PLACED, UNPLACED)
@@ -105,15 +108,10 @@ def _site(site: Path, installed: Path, program: Path, root: Path) -> TracedRun:
     run = make_site(site, pwd.getpwnam("nobody"))
     with open(site / "system.yaml", "a") as file:
         file.write(f"client_library: {installed}/lib/datacrumbs/libdatacrumbs_client.so\n")
-    names = ".*" if site.name == ALL else "write|fsync"
-    libc = user_layer("libc", root / LIBC, names, machine=aarch64.MACHINE)
-    app = user_layer("app", program, "|".join(RESULTS), machine=aarch64.MACHINE)
-    functions = [
-        msgspec.structs.replace(f, arguments=KEPT) if f.name in KEPT_OF else f
-        for f in app.functions
-    ]
+    libc_names = ".*" if site.name == ALL else "write|fsync"
+    libc = user_layer("libc", root / LIBC, libc_names, machine=aarch64.MACHINE)
     run.sign(
-        msgspec.structs.replace(app, functions=functions),
+        *_layers_of(program),
         msgspec.structs.replace(libc, binary=f"/{LIBC}"),
         model.SyscallLayer(name="syscall", functions=SYSTEM_CALLS),
         model.KernelLayer(
@@ -122,6 +120,30 @@ def _site(site: Path, installed: Path, program: Path, root: Path) -> TracedRun:
         machine=aarch64.MACHINE,
     )
     return run
+
+
+def _layers_of(program: Path) -> tuple[model.UserLayer, model.UsdtLayer]:
+    app = user_layer("app", program, "|".join(RESULTS), machine=aarch64.MACHINE)
+    kept = numbers("a", "b")
+    functions = [
+        msgspec.structs.replace(f, arguments=kept) if f.name in KEPT_OF else f
+        for f in app.functions
+    ]
+    mark = model.UsdtPoint(provider="placed", name="mark", arguments=numbers(*MARKED[0]))
+    points = model.UsdtLayer(
+        name="usdt",
+        binary=str(program),
+        functions=[mark],
+        build_id=app.build_id,
+        digest=app.digest,
+    )
+    return msgspec.structs.replace(app, functions=functions), points
+
+
+def numbers(*names: str) -> list[model.Argument]:
+    """The first arguments, all signed numbers."""
+    kind = model.ArgumentType.INT
+    return [model.Argument(name=name, index=i, type=kind) for i, name in enumerate(names)]
 
 
 def test_probes_are_where_placement_puts_them(guest: Guest) -> None:
@@ -163,6 +185,18 @@ def test_moved_probes_see_the_arguments(guest: Guest) -> None:
         recurring = {("recurs", "a", a): CALLS - a for a in range(CALLS)}
         seconds = {("compares", "b", SECOND): 3 * CALLS, ("recurs", "b", SECOND): INSIDE["recurs"]}
         assert found == compared | recurring | seconds, site
+
+
+def test_arguments_of_a_usdt_point(guest: Guest) -> None:
+    for site, run in guest.runs.items():
+        rows = run.trace().sql(
+            "SELECT c.ts, a.name, a.value FROM arguments a JOIN calls c USING (ts, tid) "
+            "WHERE c.name = 'placed:mark' ORDER BY c.ts"
+        )
+        found: dict[int, dict[str, int]] = {}
+        for ts, name, value in rows:
+            found.setdefault(ts, {})[name] = value
+        assert list(found.values()) == MARKED, site
 
 
 def test_every_layer_sees_the_writes(guest: Guest) -> None:
