@@ -27,6 +27,7 @@ B: Pattern = (0xFC000000, 0x14000000)
 B_COND: Pattern = (0xFE000000, 0x54000000)
 CBZ_CBNZ: Pattern = (0x7E000000, 0x34000000)
 TBZ_TBNZ: Pattern = (0x7E000000, 0x36000000)
+CB: Pattern = (0x7E000000, 0x74000000)  # compares and branches, since Armv9.6
 ADR_ADRP: Pattern = (0x1F000000, 0x10000000)
 BR: Pattern = (0xFFFFFC1F, 0xD61F0000)
 BLR: Pattern = (0xFFFFFC1F, 0xD63F0000)
@@ -57,8 +58,7 @@ says: it takes ``cmp`` for one that writes it and ``adds`` for one that reads it
 LOADS = ("ldr", "ldp", "ldur")
 """What certainly does not write memory."""
 
-
-REACH = ((B_BL, 0, 26), (B_COND, 5, 19), (CBZ_CBNZ, 5, 19), (TBZ_TBNZ, 5, 14))
+REACH = ((B_BL, 0, 26), (B_COND, 5, 19), (CBZ_CBNZ, 5, 19), (TBZ_TBNZ, 5, 14), (CB, 5, 9))
 """Of each branch the lowest bit and the number of bits of its distance, which counts words."""
 
 

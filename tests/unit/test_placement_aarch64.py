@@ -135,6 +135,17 @@ add x9, x9, #1
 tbz w0, #3, into
 ret
 
+is_compared_into
+mov x9, x0
+below: mov x10, x0
+cbz x10, 1f
+1: ret
+
+compares_and_jumps
+add x9, x9, #1
+.inst 0x74010000 + (((below - .) / 4 & 0x1ff) << 5)
+ret
+
 switches
 mov x9, x0
 cbz x9, 1f
@@ -157,6 +168,7 @@ STAY = {
     *("saves_the_return_address", "signs_the_return_address", "copies_the_return_address"),
     *("makes_room", "reads_the_stack", "asks_the_kernel", "is_where_a_trap_is"),
     *("waits_for_an_event", "adds_exclusively", "acquires", "loops", "is_jumped_into"),
+    *("is_compared_into", "compares_and_jumps"),
     *("switches", "switches_by_a_signed_pointer", "holds_no_instruction", "branches_at_once"),
 }
 MOVE = {
