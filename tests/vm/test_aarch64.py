@@ -74,18 +74,26 @@ class Guest:
         return {name: (int(at), int(total)) for name, at, total in map(str.split, lines)}
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """datacrumbs for aarch64, to be copied."""
+    target = tmp_path_factory.mktemp("aarch64") / "installed"
+    aarch64.install(target)
+    return target
+
+
 @pytest.fixture(scope="module", params=KERNELS)
-def guest(request: pytest.FixtureRequest) -> Iterator[Guest]:
+def guest(request: pytest.FixtureRequest, built: Path) -> Iterator[Guest]:
     """A kernel, after the program ran on each of its sites."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to share files with virtual machines: run the tests as root")
     with contextlib.ExitStack() as kept:
-        yield until_alive(functools.partial(_run, request.param), kept)
+        yield until_alive(functools.partial(_run, request.param, built), kept)
 
 
-def _run(kernel: str, shared: Path) -> Guest:
+def _run(kernel: str, built: Path, shared: Path) -> Guest:
     installed, program = shared / "installed", shared / "program"
-    aarch64.install(installed)
+    shutil.copytree(built, installed)
     compile_aarch64(program, (HERE / "placed.c").read_text(), "-O2")
     script = shutil.copy(HERE / "guest_aarch64.py", shared)
     root = aarch64.root_file_system()
