@@ -51,6 +51,9 @@ PASSABLE = (
 EXCLUSIVE: Pattern = (0x3F000000, 0x08000000)
 """A breakpoint between an exclusive load and its store makes the store fail for ever."""
 
+STP_X29_X30: Pattern = (0xFFC07FFF, 0xA9807BFD)
+"""Saves the return address, as most functions begin: not worth the decoder."""
+
 COMPARES = ("cmp", "cmn", "tst", "ccmp", "ccmn")
 """What writes no register. Of all else the first operand counts as written, whatever capstone 5
 says: it takes ``cmp`` for one that writes it and ``adds`` for one that reads it."""
@@ -83,6 +86,9 @@ class Aarch64:
             if any(word & mask == rest for mask, rest in EMULATED):
                 yield Instruction(at * 4, emulated=True)
                 return
+            if not _passable(word):
+                yield Instruction(at * 4)
+                return
             decoded = next(self._decoder.disasm(head[at * 4 : at * 4 + 4], 0), None)
             if decoded is None:
                 return
@@ -96,11 +102,10 @@ class Aarch64:
             if operand.type == self._capstone.CS_OP_REG and not reads:
                 written.add(operand.reg)
         changed = set() if decoded.mnemonic in COMPARES else written
-        goes_on = any(word & mask == rest for mask, rest in PASSABLE)
         accesses = word & LOAD_STORE[0] == LOAD_STORE[1]
         return Instruction(
             offset,
-            goes_on=goes_on and word & EXCLUSIVE[0] != EXCLUSIVE[1],
+            goes_on=True,
             keeps_return=self._return.isdisjoint(read | written),
             keeps_arguments=self._arguments.isdisjoint(changed)
             and (not accesses or decoded.mnemonic.startswith(LOADS)),
@@ -124,6 +129,12 @@ class Aarch64:
         tails = _are(words, BR) | (_are(words, B) & ((to < 0) | (to >= len(words))))
         returns = _are(words, RET) | _are(words, RETAA_RETAB)
         return [Exit(int(n) * 4, bool(tails[n])) for n in np.flatnonzero(tails | returns)]
+
+
+def _passable(word: int) -> bool:
+    """Is it of a kind that may be moved past, whatever registers it uses?"""
+    known = any(word & mask == rest for mask, rest in PASSABLE)
+    return known and not any(word & mask == rest for mask, rest in (EXCLUSIVE, STP_X29_X30))
 
 
 def _words(code: bytes) -> NDArray[np.uint32]:
