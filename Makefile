@@ -27,12 +27,11 @@ PACKAGES := bpftool clang gcc libbpf-dev libbpf1 libc6-dev libslurm-dev python3 
 
 # What tests run, trace, boot or check with.
 TEST_PACKAGES := acl busybox-static chromium chromium-driver cpio debootstrap e2fsprogs fio \
-	fonts-dejavu-core fuse2fs g++ git groff-base iproute2 kmod libcap2-bin \
-	libhdf5-openmpi-dev libopenmpi-dev libseccomp2 liburing-dev \
-	linux-headers-$(shell dpkg --print-architecture) musl-tools openmpi-bin \
-	openssh-client openssh-server patchelf python3-bpfcc qemu-system-x86 sqlite3 strace \
-	systemd systemtap-sdt-dev tar time util-linux xfsprogs xz-utils zstd
-
+	fonts-dejavu-core fuse2fs g++ gcc-aarch64-linux-gnu git groff-base iproute2 kmod \
+	libc6-dev-arm64-cross libcap2-bin libhdf5-openmpi-dev libopenmpi-dev libseccomp2 \
+	liburing-dev linux-headers-$(shell dpkg --print-architecture) musl-tools openmpi-bin \
+	openssh-client openssh-server patchelf python3-bpfcc qemu-system-arm qemu-system-x86 \
+	sqlite3 strace systemd systemtap-sdt-dev tar time util-linux xfsprogs xz-utils zstd
 BENCH_PACKAGES := bpftrace linux-perf
 
 export PIP_ROOT_USER_ACTION := ignore

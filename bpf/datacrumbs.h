@@ -123,8 +123,9 @@ struct dc_arguments {
 
 /* where the arguments are at one place of a USDT point */
 enum { DC_NOWHERE, DC_CONSTANT, DC_REGISTER, DC_MEMORY };
+enum { DC_INDEX_32 = 4, DC_INDEX_SIGNED = 8 }; /* only that much of the index, in `scale` */
 struct dc_operand {
-	__u8 how, bytes, is_signed, scale;
+	__u8 how, bytes, is_signed, scale; /* scale: the index is shifted left by its lowest 2 bits */
 	__u16 base, index; /* offsets in struct pt_regs; index: 0xffff for none */
 	__s64 value;	   /* of a constant, or what is added to the address */
 };

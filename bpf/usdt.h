@@ -38,6 +38,15 @@ static __always_inline __u64 register_at(struct pt_regs *ctx, __u16 offset)
 	return value;
 }
 
+static __always_inline __u64 index_of(struct pt_regs *ctx, const struct dc_operand *where)
+{
+	__u64 index = register_at(ctx, where->index);
+
+	if (where->scale & DC_INDEX_32)
+		index = where->scale & DC_INDEX_SIGNED ? (__u64)(__s32)index : (__u32)index;
+	return index << (where->scale & 3);
+}
+
 static __always_inline __u64 operand(struct pt_regs *ctx, const struct dc_operand *where)
 {
 	__u64 value = where->value;
@@ -48,7 +57,7 @@ static __always_inline __u64 operand(struct pt_regs *ctx, const struct dc_operan
 	if (where->how == DC_MEMORY) {
 		value += register_at(ctx, where->base);
 		if (where->index != 0xffff)
-			value += register_at(ctx, where->index) << (where->scale & 3);
+			value += index_of(ctx, where);
 		if (bpf_probe_read_user(&value, sizeof(value), (void *)value))
 			return 0;
 	}

@@ -41,10 +41,14 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What the ELF header says: 64 or 32 bit, byte order ('<' or '>'), where the tables are."""
+    """What the ELF header says: 64 or 32 bit, byte order ('<' or '>'), where the tables are.
+
+    ``machine`` is one of EM_*.
+    """
 
     is_64: bool
     order: str
+    machine: int
     segments: tuple[Segment, ...]
     sections_offset: int
     section_size: int
@@ -68,6 +72,7 @@ def read_layout(fd: int) -> Layout:
     if head[:4] != b"\x7fELF" or head[4] not in (1, 2) or head[5] not in (1, 2):
         raise NotElfError("not an ELF file")
     is_64, order = head[4] == 2, "<" if head[5] == 1 else ">"
+    (machine,) = struct.unpack_from(order + "H", head, 18)
     fields = struct.unpack_from(
         order + ("QQIHHHHH" if is_64 else "IIIHHHHH"), head, 32 if is_64 else 28
     )
@@ -77,7 +82,7 @@ def read_layout(fd: int) -> Layout:
         raise NotElfError(f"ELF header: {ph_count} program headers of {ph_size} bytes")
     table = read_at(fd, ph_offset, ph_count * wanted) if ph_count else b""
     segments = tuple(_segments(table, is_64, order))
-    return Layout(is_64, order, segments, sh_offset, sh_size, sh_count)
+    return Layout(is_64, order, machine, segments, sh_offset, sh_size, sh_count)
 
 
 def read_at(fd: int, offset: int, size: int) -> bytes:

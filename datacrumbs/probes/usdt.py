@@ -85,9 +85,9 @@ def parse_arguments(text: str) -> tuple[PointArgument, ...]:
     """What a note says of its arguments (``8@%rdi -4@-4(%rbp) 8@$23``); () if it is nonsense.
 
     Each is SIZE@PLACE; a negative size is that of a signed number. Places hold no blanks,
-    except that aarch64 writes ``[sp, 8]``.
+    except that aarch64 writes ``[sp, 8]`` and ``[x0, w1, sxtw 3]``.
     """
-    words = re.sub(r",\s+", ",", text).split()
+    words = re.sub(r"\[[^]]*\]", lambda inside: "".join(inside[0].split()), text).split()
     found = []
     for word in words:
         match = _ARGUMENT.fullmatch(word)

@@ -1,66 +1,57 @@
 """Where in a function its probes go.
 
 The kernel carries out some instructions itself when a probe lies on them (on x86-64 ``push``,
-``nop``, ``jmp``, ``jcc``, ``call``) and steps a copy of all others through a debug exception,
-which costs many times as much. So a probe may move from the function's first instruction to a
-later one that the kernel emulates. That is done only if nothing can tell the difference:
+``nop``, ``jmp``, ``jcc``, ``call``; on aarch64 branches, ``adr`` and ``adrp``) and steps a copy
+of all others through a debug exception, which costs many times as much. So a probe may move
+from the function's first instruction to a later one that the kernel emulates. That is done only
+if nothing can tell the difference:
 
-- everything it moves past neither branches nor touches the stack pointer (the return address
-  must still lie on top of the stack) nor, if arguments are captured, a register that passes one;
+- everything it moves past neither branches nor touches the stack pointer nor where the return
+  address is (x86-64: on top of the stack; aarch64: in x30), because a return probe exchanges
+  it, nor, if arguments are captured, a register that passes one, or memory, where one may lead;
 - nothing leads to an instruction between, or to the new one, except from the first: no other
-  function begins there, no direct branch anywhere in the code goes there (every byte is taken
-  for an opcode, so none is missed, whatever the true boundaries are), and the function has no
-  indirect jump, whose targets are not known.
+  function begins there, no direct branch anywhere in the code goes there, and the function has
+  no indirect jump, whose targets are not known.
 
-Otherwise the probe stays where it is.
+Otherwise the probe stays where it is. What a machine's instructions are is told by
+`datacrumbs.tracer.instructions_x86` and `datacrumbs.tracer.instructions_aarch64`.
 
 A return probe exchanges the return address, and unwinders (C++ exceptions, Rust panics) stop
 at it: the program ends. Functions of files that such may pass are probed at their exits
-instead. `exits` finds them by decoding the whole function.
+instead. `Code.exits` finds them by looking at the whole function.
 
 Who decodes: the daemon, as root, at attach. It could be the configurator, as the user, but then
 root would have to trust an offset in the middle of a function, which is a breakpoint in
 everybody's code; to check one is to decode all the same. Root reads a bounded number of bytes
-at a place where the file says that a function begins, and hands them to iced-x86: Rust, without
-I/O, and of all results only offsets within these bytes are used. Without iced-x86, and on
-other machines than x86-64, probes stay at the first instruction.
+at a place where the file says that a function begins, and hands them to a disassembler without
+I/O (x86-64: iced-x86, which is written in Rust, eight times as fast as capstone; aarch64:
+capstone, because iced-x86 knows one machine); of all results only offsets within these bytes
+are used. Without it, and on other machines, probes stay at the first instruction.
 """
 
 from __future__ import annotations
 
-import platform
-import re
-import struct
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+
+import numpy as np
 
 from datacrumbs.probes.elf_functions import PF_X, PT_LOAD, function_map, has_name
 from datacrumbs.probes.elf_identity import Segment, read_at, read_layout
+from datacrumbs.tracer.instructions import Exit, InstructionSet
+from datacrumbs.tracer.instructions_aarch64 import Aarch64
+from datacrumbs.tracer.instructions_x86 import X86
 
 FUNCTION_BYTES_MAX = 64 << 10
 PROLOGUE_BYTES = 64
-SHORT_REACH = 130  # bytes from a short branch to where it leads, and its own length
 CODE_BYTES_MAX = 16 << 20
 """Of files with more code, functions are not moved: it takes too long to look at all of it."""
 
 UNWINDERS = (b"__gxx_personality_v0", b"rust_eh_personality", b"_Unwind_RaiseException")
 """Names in files whose functions an exception or a panic may pass."""
 
-_PUSH = re.compile(rb"\x41?[\x50-\x57]")
-_EMULATED = re.compile(rb"\x41?[\x50-\x57]|\x90|[\x70-\x7f\xeb\xe8\xe9]|\x0f[\x80-\x8f]")
-_SHORT = re.compile(rb"(?=[\x70-\x7f\xeb\xe0-\xe3])")
-_NEAR = re.compile(rb"[\xe8\xe9]|\x0f[\x80-\x8f]")
-_INDIRECT = re.compile(rb"\xff[\x20-\x27\x60-\x67\xa0-\xa7\xe0-\xe7]")
-
-
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """An instruction that leaves a function; ``tail``: by a jump into another one."""
-
-    offset: int
-    tail: bool
+MACHINES: dict[int, Callable[[], InstructionSet]] = {62: X86, 183: Aarch64}
+"""By EM_X86_64, EM_AARCH64."""
 
 
 class Code:
@@ -68,8 +59,9 @@ class Code:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._iced = _disassembler()
         layout = read_layout(fd)
+        machine = MACHINES.get(layout.machine)
+        self._instructions = machine() if machine else None
         self._segments = [s for s in layout.segments if s.kind == PT_LOAD and s.flags & PF_X]
         found = function_map(fd)
         self.starts = frozenset(start for start, probed in found.items() if probed)
@@ -106,128 +98,48 @@ class Code:
 
     def _candidate(self, start: int, captured: bool) -> int:
         """The first emulated instruction that the function alone lets the probe move to."""
-        if not self._iced:
+        if self._instructions is None:
             return start
-        head = self._bytes(start, PROLOGUE_BYTES)
-        if _PUSH.match(head):
-            return start
-        for instruction in self._iced.Decoder(64, head, ip=start):
-            place = instruction.ip
-            if instruction.is_invalid:
+        for instruction in self._instructions.decode(self._bytes(start, PROLOGUE_BYTES)):
+            place = start + instruction.offset
+            if instruction.emulated:
+                return place if place == start or self._looked_through(start) else start
+            if not (instruction.goes_on and instruction.keeps_return):
                 return start
-            if _EMULATED.match(head[place - start :]):
-                return place if self._alone(start, place) else start
-            if not self._passable(instruction, captured):
+            if captured and not instruction.keeps_arguments:
                 return start
         return start
 
-    def _passable(self, instruction: Any, captured: bool) -> bool:
-        iced = self._iced
-        register = iced.Register
-        if instruction.flow_control != iced.FlowControl.NEXT or instruction.is_stack_instruction:
-            return False
-        arguments = (register.RDI, register.RSI, register.RDX, register.RCX)
-        guarded = {*arguments, register.R8, register.R9} if captured else set()
-        for used in iced.InstructionInfoFactory().info(instruction).used_registers():
-            whole = iced.RegisterExt.full_register(used.register)
-            reads = used.access in (iced.OpAccess.READ, iced.OpAccess.COND_READ)
-            if whole == register.RSP or (whole in guarded and not reads):
-                return False
-        return True
-
-    def _alone(self, start: int, place: int) -> bool:
-        """Does neither a jump table nor a short branch lead into (start, place]?"""
-        if self._end(start) - start > FUNCTION_BYTES_MAX:
-            return False
-        if _INDIRECT.search(self._bytes(start, FUNCTION_BYTES_MAX)):
-            return False
-        segment = self._segment(start)
-        low = max(segment.offset, start - SHORT_REACH)
-        high = min(segment.offset + segment.file_size, place + SHORT_REACH)
-        around = read_at(self._fd, low, high - low)
-        for match in _SHORT.finditer(around[:-1]):
-            distance = int.from_bytes(around[match.start() + 1 : match.start() + 2], signed=True)
-            if start < low + match.start() + 2 + distance <= place:
-                return False
-        return True
+    def _looked_through(self, start: int) -> bool:
+        """Is the function small, and without jumps that may lead anywhere?"""
+        assert self._instructions is not None
+        size = self._end(start) - start
+        return size <= FUNCTION_BYTES_MAX and not self._instructions.jumps_by_table(
+            self._bytes(start, size)
+        )
 
     def _reached(self, moved: dict[int, int]) -> set[int]:
         """The functions of ``moved`` to which something else may lead between start and place."""
-        if not moved:
+        if not moved or self._instructions is None:
             return set()
-        starts = sorted(moved)
         if sum(s.file_size for s in self._segments) > CODE_BYTES_MAX:
-            return set(starts)
-        reached = set()
+            return set(moved)
+        starts, places = np.array(sorted(moved.items())).T
+        reached: set[int] = set()
         for segment in self._segments:
-            for target in _targets(read_at(self._fd, segment.offset, segment.file_size)):
-                at = bisect_left(starts, target + segment.offset) - 1  # the last start before it
-                if at >= 0 and target + segment.offset <= moved[starts[at]]:
-                    reached.add(starts[at])
+            code = read_at(self._fd, segment.offset, segment.file_size)
+            targets = self._instructions.targets(code) + segment.offset
+            before = np.searchsorted(starts, targets) - 1  # the last start before each
+            between = (before >= 0) & (targets <= places[before])
+            reached.update(starts[before[between]].tolist())
         return reached
 
     def exits(self, start: int) -> list[Exit] | None:
         """All instructions that leave the function; None when that is not certain."""
-        if self._end(start) - start > FUNCTION_BYTES_MAX:
+        size = self._end(start) - start
+        if self._instructions is None or size > FUNCTION_BYTES_MAX:
             return None
-        body = self._bytes(start, FUNCTION_BYTES_MAX)
-        if platform.machine() == "aarch64":
-            return list(_exits_aarch64(body, start))
-        return self._exits_x86(body, start) if self._iced else None
-
-    def _exits_x86(self, body: bytes, start: int) -> list[Exit] | None:
-        iced = self._iced
-        flow = iced.FlowControl
-        found: list[Exit] = []
-        boundaries, targets = set(), set()
-        for instruction in iced.Decoder(64, body, ip=start):
-            if instruction.is_invalid:
-                return None
-            boundaries.add(instruction.ip)
-            kind = instruction.flow_control
-            if kind == flow.RETURN:
-                found.append(Exit(instruction.ip, False))
-            elif kind in (flow.UNCONDITIONAL_BRANCH, flow.CONDITIONAL_BRANCH):
-                target = instruction.near_branch_target
-                if start <= target < start + len(body):
-                    targets.add(target)
-                elif kind == flow.UNCONDITIONAL_BRANCH:
-                    found.append(Exit(instruction.ip, True))
-            elif kind == flow.INDIRECT_BRANCH and not instruction.memory_index:
-                # with an index: a jump table. Else a call in the last place, if the stack
-                # pointer is then that of the entry, which the BPF program compares
-                found.append(Exit(instruction.ip, True))
-        return found if targets <= boundaries else None
-
-
-def _targets(code: bytes) -> Iterator[int]:
-    """Where near branches would go if every byte were an opcode, relative to ``code``."""
-    for match in _NEAR.finditer(code):
-        end = match.end()
-        if end + 4 <= len(code):
-            yield end + 4 + struct.unpack_from("<i", code, end)[0]
-
-
-def _exits_aarch64(body: bytes, start: int) -> Iterator[Exit]:
-    """RET, RETAA, RETAB; B out of the function, BR."""
-    words = len(body) // 4
-    for at, (word,) in enumerate(struct.iter_unpack("<I", body[: words * 4])):
-        if word & 0xFFFFFC1F == 0xD65F0000 or word in (0xD65F0BFF, 0xD65F0FFF):
-            yield Exit(start + at * 4, False)
-        elif word & 0xFC000000 == 0x14000000:
-            distance = (word & 0x3FFFFFF) - ((word & 0x2000000) << 1)
-            if not 0 <= at + distance < words:
-                yield Exit(start + at * 4, True)
-        elif word & 0xFFFFFC1F == 0xD61F0000:
-            yield Exit(start + at * 4, True)
-
-
-def _disassembler() -> Any:
-    """The module iced_x86, on x86-64, if it is installed."""
-    if platform.machine() != "x86_64":
-        return None
-    try:
-        import iced_x86
-    except ImportError:
-        return None
-    return iced_x86
+        found = self._instructions.exits(self._bytes(start, size))
+        if found is None:
+            return None
+        return [Exit(start + leave.offset, leave.tail) for leave in found]

@@ -46,6 +46,11 @@ _X86_REGISTER = re.compile(
 _NUMBER = r"-?(?:0x[0-9a-f]{1,16}|[1-9][0-9]{0,19}|0)"
 _CONSTANT = re.compile(rf"\$?({_NUMBER})")
 _MEMORY = re.compile(rf"({_NUMBER})?(\([^()]+\)|\[[^\[\]]+\])")
+_SCALES = {"1": 0, "2": 1, "4": 2, "8": 3}  # (%rax,%rdx,8)
+_EXTENSIONS = {"lsl": 0, "uxtw": 4, "sxtw": 12}  # [x0, w1, sxtw 3]; DC_INDEX_32, DC_INDEX_SIGNED
+_SCALES |= {
+    f"{name}{shift or ''}": bits | shift for name, bits in _EXTENSIONS.items() for shift in range(4)
+}
 _DISPLACED = re.compile(rf"#?({_NUMBER})")  # [sp, 8]
 
 NO_INDEX = 0xFFFF
@@ -161,7 +166,7 @@ def prepare(bpf: Object, opened: list[Opened], mechanism: Mechanism) -> None:
 
 def attach_usdt(bpf: Object, opened: list[Opened], plan: Plan, mechanism: Mechanism) -> None:
     """Attach all layers; the plan says what, how, and why the rest could not be."""
-    key = 0
+    key, machine = 0, platform.machine()
     for one in opened:
         path = Path(f"/proc/self/fd/{one.fd}")
         failed: dict[int, str] = {}
@@ -170,7 +175,7 @@ def attach_usdt(bpf: Object, opened: list[Opened], plan: Plan, mechanism: Mechan
             for probe in [p for p in one.probes if p.program == program]:
                 keep = one.kept[probe.func] if program != "usdt_leave" else []
                 if keep:
-                    bpf.put("usdt_places", key, operands(probe.arguments, keep))
+                    bpf.put("usdt_places", key, operands(probe.arguments, keep, machine))
                 cookies.append((probe, probe.func | bool(keep) * layout.KEEP | key << 32))
                 key += 1
             for (probe, _), error in attach_halving(bpf, cookies, _attacher(bpf, path, mechanism)):
@@ -207,30 +212,30 @@ def _attacher(
     return attach
 
 
-def operands(given: tuple[PointArgument, ...], kept: list[Argument]) -> layout.Place:
-    """Where a place has the arguments to keep, for the BPF program."""
+def operands(given: tuple[PointArgument, ...], kept: list[Argument], machine: str) -> layout.Place:
+    """Where a place has the arguments to keep, for the BPF program of ``machine``."""
     place = layout.Place()
     for operand, argument in zip(place.list, kept, strict=False):
         if argument.index < len(given) and not given[argument.index].is_float:
-            _fill(operand, given[argument.index])
+            _fill(operand, given[argument.index], machine)
     return place
 
 
-def _fill(operand: layout.Operand, given: PointArgument) -> None:
+def _fill(operand: layout.Operand, given: PointArgument, machine: str) -> None:
     """Of a form that is not known, nothing is filled in: the argument reads as 0."""
     operand.bytes, operand.is_signed, operand.index = given.size, given.signed, NO_INDEX
     text = given.place.replace(" ", "")
     if match := _CONSTANT.fullmatch(text):
         operand.how, operand.value = CONSTANT, _signed(int(match[1], 0))
-    elif (base := _register(text)) is not None:
+    elif (base := _register(text, machine)) is not None:
         operand.how, operand.base = REGISTER, base
     elif match := _MEMORY.fullmatch(text):
         displacement, inside = match[1] or "0", match[2].strip("()[]").split(",")
         if len(inside) == 2 and (number := _DISPLACED.fullmatch(inside[1])):
             displacement = number[1]
             inside.pop()
-        registers = [_register(name) for name in inside[:2]]
-        scale = {"1": 0, "2": 1, "4": 2, "8": 3}.get(inside[2] if len(inside) > 2 else "1")
+        registers = [_register(name, machine) for name in inside[:2]]
+        scale = _SCALES.get(inside[2] if len(inside) > 2 else "1")
         if None not in registers and scale is not None:
             operand.how, operand.scale, operand.value = MEMORY, scale, int(displacement, 0)
             operand.base = registers[0] or 0
@@ -241,9 +246,9 @@ def _signed(number: int) -> int:
     return number - (1 << 64) if number >= 1 << 63 else number
 
 
-def _register(name: str) -> int | None:
+def _register(name: str, machine: str) -> int | None:
     """Its offset in ``struct pt_regs``."""
-    if platform.machine() == "aarch64":
+    if machine == "aarch64":
         if match := re.fullmatch(r"[xw]([0-9]{1,2})", name):
             return int(match[1]) * 8 if int(match[1]) <= 30 else None
         return 31 * 8 if name == "sp" else None

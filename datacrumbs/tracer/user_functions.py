@@ -25,8 +25,9 @@ from datacrumbs.probes.model import UsdtLayer, UserFunction, UserLayer
 from datacrumbs.regular_file import open_regular
 from datacrumbs.trace.schema import Op
 from datacrumbs.tracer import layout
+from datacrumbs.tracer.instructions import Exit
 from datacrumbs.tracer.libbpf import UPROBE_MULTI, UPROBE_SESSION, Object, takes_links
-from datacrumbs.tracer.placement import Code, Exit
+from datacrumbs.tracer.placement import Code
 from datacrumbs.tracer.plan import Plan
 
 RETURN_FLAG = 1  # BPF_F_UPROBE_MULTI_RETURN

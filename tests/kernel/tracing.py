@@ -58,9 +58,11 @@ def io_calls(**settings: Any) -> model.SyscallLayer:
     return model.SyscallLayer(**fields)
 
 
-def user_layer(name: str, binary: Path, regex: str, **settings: Any) -> model.UserLayer:
+def user_layer(
+    name: str, binary: Path, regex: str, *, machine: str = platform.machine(), **settings: Any
+) -> model.UserLayer:
     """A layer of the functions of ``binary`` whose names match ``regex``."""
-    found = read_functions(binary, re.compile(f"^({regex})$"), platform.machine()).functions
+    found = read_functions(binary, re.compile(f"^({regex})$"), machine).functions
     with open(binary, "rb") as file:
         build_id, digest = elf_identity(file.fileno())
     return model.UserLayer(

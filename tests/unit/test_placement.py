@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from unit.assembled import assemble, branch_targets, code_of, offsets
 
 from datacrumbs.probes import elf
-from datacrumbs.tracer import placement
-from datacrumbs.tracer.placement import Code, Exit
+from datacrumbs.tracer.instructions_x86 import X86
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="x86-64 code")
 
 LIBC = elf.find_binary("libc.so.6", "x86_64")
-
-
-def code_of(path: Path) -> Code:
-    """Of ``path``; its descriptor stays open with the test."""
-    return Code(os.open(path, os.O_RDONLY))
-
-
-def assemble(tmp_path: Path, text: str) -> Path:
-    """A shared library of assembler functions: name, then its lines up to an empty one."""
-    source = tmp_path / "code.s"
-    parts = []
-    for block in text.strip().split("\n\n"):
-        name, *lines = [line.strip() for line in block.splitlines()]
-        body = "\n".join(lines)
-        parts.append(
-            f".globl {name}\n.type {name},@function\n{name}:\n{body}\n.size {name}, .-{name}"
-        )
-    source.write_text("\n".join(parts) + "\n.section .note.GNU-stack\n")
-    library = tmp_path / "code.so"
-    subprocess.run(["gcc", "-shared", "-nostdlib", "-o", library, source], check=True)
-    return library
-
-
-def offsets(path: Path) -> dict[str, int]:
-    """File offset of each function of ``path`` by name."""
-    found = elf.read_functions(path, re.compile(".*"), "x86_64")
-    return {name: f.offset for f in found.functions for name in (f.name, *f.aliases)}
 
 
 MOVES = """
@@ -104,12 +77,17 @@ switches
 mov %rdi, %rax
 nop
 jmp *%rax
+
+writes_memory
+movb $0, (%rdi)
+nop
+ret
 """
 
 
 def test_the_probe_moves_only_where_nothing_can_tell(tmp_path: Path) -> None:
     library = assemble(tmp_path, MOVES)
-    starts = offsets(library)
+    starts = offsets(library, "x86_64")
     code = code_of(library)
     places = code.places((start, False) for start in starts.values())
     moved = {name: places[start] - start for name, start in starts.items()}
@@ -125,19 +103,30 @@ def test_the_probe_moves_only_where_nothing_can_tell(tmp_path: Path) -> None:
         "is_jumped_into": 0,
         "jumps_there": 0,
         "switches": 0,
+        "writes_memory": 3,
     }
     kept = code.places((start, True) for start in starts.values())
     assert kept[starts["compares"]] == starts["compares"] + 4
-    assert kept[starts["loads_third_argument"]] == starts["loads_third_argument"]
+    for name in ("loads_third_argument", "writes_memory"):  # where a string may be
+        assert kept[starts[name]] == starts[name]
 
 
 def test_without_the_disassembler_all_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "_disassembler", lambda: None)
+    monkeypatch.setitem(sys.modules, "iced_x86", None)
     code = code_of(LIBC)
     assert all(
         start == place for start, place in code.places((s, False) for s in code.starts).items()
     )
     assert code.exits(min(code.starts)) is None
+
+
+def test_every_branch_of_libc_is_seen() -> None:
+    command = ["objdump", "-d", "--no-show-raw-insn", LIBC]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    targets = branch_targets(listing)
+    assert len(targets) > 10000
+    # libc's code lies in the file where it does in memory
+    assert targets <= set(X86().targets(LIBC.read_bytes()).tolist())
 
 
 def test_all_of_libc_stays_on_instructions() -> None:
@@ -154,7 +143,7 @@ def test_all_of_libc_stays_on_instructions() -> None:
     assert not [hex(place) for place in moved.values() if place not in found]
     kinds = re.compile(r"push|nop|call|j[a-z]+|xchg")
     assert not [found[place] for place in moved.values() if not kinds.match(found[place])]
-    names = offsets(LIBC)
+    names = offsets(LIBC, "x86_64")
     for name in ("read", "write", "close", "pread64", "pwrite64"):
         assert places[names[name]] > names[name], name
         assert found[places[names[name]]] == "je"
@@ -190,7 +179,7 @@ ret
 
 def test_exits(tmp_path: Path) -> None:
     library = assemble(tmp_path, EXITS)
-    starts, code = offsets(library), code_of(library)
+    starts, code = offsets(library, "x86_64"), code_of(library)
 
     def exits(name: str) -> list[tuple[int, bool]] | None:
         found = code.exits(starts[name])
@@ -201,17 +190,6 @@ def test_exits(tmp_path: Path) -> None:
     assert exits("virtual_tail_call") == [(3, True)]
     assert exits("table") == []
     assert exits("into_the_middle") is None
-
-
-def test_exits_of_aarch64() -> None:
-    words = [0xD503233F, 0x94000002, 0xD65F03C0, 0x17FFFFF0, 0x14000002, 0xD65F0BFF, 0xD61F0200]
-    body = b"".join(word.to_bytes(4, "little") for word in words)
-    assert list(placement._exits_aarch64(body, 0x1000)) == [
-        Exit(0x1008, False),
-        Exit(0x100C, True),
-        Exit(0x1014, False),
-        Exit(0x1018, True),
-    ]
 
 
 def test_which_files_exceptions_pass() -> None:

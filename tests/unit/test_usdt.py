@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from unit.assembled import compile_aarch64
 
 from datacrumbs.probes.elf_identity import NotElfError
 from datacrumbs.probes.model import Argument
 from datacrumbs.probes.usdt import Point, PointArgument, parse_arguments, usdt_points
-from datacrumbs.tracer.usdt import CONSTANT, MEMORY, REGISTER, operands
+from datacrumbs.tracer.layout import Operand
+from datacrumbs.tracer.usdt import CONSTANT, MEMORY, NO_INDEX, REGISTER, operands
 
 SOURCE = r"""
 #define _SDT_HAS_SEMAPHORES 1
@@ -97,6 +99,10 @@ def test_a_stripped_program_keeps_its_points(program: Path, tmp_path: Path) -> N
             "8@[sp, 8] -4@x0",
             (PointArgument(8, False, False, "[sp,8]"), PointArgument(4, True, False, "x0")),
         ),
+        (
+            "8@[x0, x1, lsl 3] 4@w2",
+            (PointArgument(8, False, False, "[x0,x1,lsl3]"), PointArgument(4, False, False, "w2")),
+        ),
         ("3@%rax", ()),
         ("8@", ()),
         ("nonsense", ()),
@@ -131,15 +137,63 @@ def test_any_text_is_arguments_or_nothing(text: str) -> None:
 @example("(%rdi,0x)")
 @example("$" + "9" * 5000)
 def test_any_place_is_understood_or_left_out(place: str) -> None:
+    for machine in ("x86_64", "aarch64"):
+        assert operand_of(place, machine).how in (0, CONSTANT, REGISTER, MEMORY)
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("x3", (REGISTER, 24, NO_INDEX, 0, 0)),
+        ("w30", (REGISTER, 240, NO_INDEX, 0, 0)),
+        ("sp", (REGISTER, 248, NO_INDEX, 0, 0)),
+        ("x31", (0, 0, NO_INDEX, 0, 0)),
+        ("77", (CONSTANT, 0, NO_INDEX, 0, 77)),
+        ("[x0]", (MEMORY, 0, NO_INDEX, 0, 0)),
+        ("[sp,8]", (MEMORY, 248, NO_INDEX, 0, 8)),
+        ("[x29,-4]", (MEMORY, 232, NO_INDEX, 0, -4)),
+        ("[x29,#-4]", (MEMORY, 232, NO_INDEX, 0, -4)),
+        ("[x4,x5]", (MEMORY, 32, 40, 0, 0)),
+        ("[x4,x5,lsl3]", (MEMORY, 32, 40, 3, 0)),
+        ("[x4,w5,uxtw]", (MEMORY, 32, 40, 4, 0)),
+        ("[x4,w5,sxtw3]", (MEMORY, 32, 40, 15, 0)),
+        ("[x4,w5,sxtx]", (0, 0, NO_INDEX, 0, 0)),
+    ],
+)
+def test_places_of_aarch64(place: str, expected: tuple[int, ...]) -> None:
+    """Registers by their offset in the kernel's ``struct pt_regs``."""
+    found = operand_of(place, "aarch64")
+    assert (found.how, found.base, found.index, found.scale, found.value) == expected
+
+
+def test_what_a_compiler_writes_for_aarch64_is_understood(tmp_path: Path) -> None:
+    source = r"""
+    #include <sys/sdt.h>
+    struct part { long first[10]; int second; };
+    void step(struct part *part, long *of, long at, char *name, int i)
+    {
+        volatile long local = at;
+        STAP_PROBE6(lead, step, part->first[3], of[at], local, name[i], 77, part->second);
+    }
+    """
+    library = tmp_path / "lead.so"
+    compile_aarch64(library, source, "-O2", "-shared", "-fPIC")
+    (point,) = _points(library)
+    assert len(point.arguments) == 6
+    places = [operand_of(argument.place, "aarch64") for argument in point.arguments]
+    assert {place.how for place in places} <= {CONSTANT, REGISTER, MEMORY}
+    assert (places[4].how, places[4].value) == (CONSTANT, 77)
+
+
+def operand_of(place: str, machine: str) -> Operand:
+    """What is kept of one argument."""
     kept = [Argument(name="a", index=0)]
-    operand = operands((PointArgument(8, True, False, place),), kept).list[0]
-    assert operand.how in (0, CONSTANT, REGISTER, MEMORY)
+    return operands((PointArgument(8, True, False, place),), kept, machine).list[0]
 
 
 def test_a_constant_is_what_the_note_says() -> None:
-    kept = [Argument(name="a", index=0)]
     for place, value in (("$-23", -23), ("$0x10", 16), ("$18446744073709551615", -1), ("$0", 0)):
-        operand = operands((PointArgument(8, True, False, place),), kept).list[0]
+        operand = operand_of(place, "x86_64")
         assert (operand.how, operand.value) == (CONSTANT, value)
 
 

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from kernel.tracing import LIBRARY, Trace, TracedRun, make_site, traced_names, user_layer
@@ -89,6 +90,7 @@ class Booted:
 
 
 Boot = Callable[[str], Booted]
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +99,7 @@ def boot() -> Iterator[Boot]:
     if os.geteuid() != 0:
         pytest.skip("needs root, to share files with virtual machines: run the tests as root")
     with contextlib.ExitStack() as kept:
-        yield functools.cache(lambda kernel: _boot(kernel, kept))
+        yield functools.cache(lambda kernel: until_alive(functools.partial(_runs, kernel), kept))
 
 
 @pytest.fixture(scope="session", params=OFFERS)
@@ -106,18 +108,22 @@ def booted(request: pytest.FixtureRequest, boot: Boot) -> Booted:
     return boot(request.param)
 
 
-def _boot(kernel: str, kept: contextlib.ExitStack) -> Booted:
-    """Boot ``kernel``, again if it dies; its files are there until ``kept`` is left."""
+def until_alive(run: Callable[[Path], T], kept: contextlib.ExitStack) -> T:
+    """``run``, which boots a machine, in a new directory; again if the machine dies.
+
+    The directory is there until ``kept`` is left.
+    """
     for _ in range(BOOTS - 1):
         with contextlib.suppress(DiedError):
-            return _runs(kernel, kept.enter_context(_shared()))
-    return _runs(kernel, kept.enter_context(_shared()))
+            return run(kept.enter_context(_shared()))
+    return run(kept.enter_context(_shared()))
 
 
 @contextlib.contextmanager
 def _shared() -> Iterator[Path]:
     """A directory for a guest."""
     path = Path(tempfile.mkdtemp(prefix="datacrumbs-vm-", dir="/var/tmp"))
+    path.chmod(0o755)
     try:
         yield path
     finally:
@@ -126,7 +132,6 @@ def _shared() -> Iterator[Path]:
 
 def _runs(kernel: str, shared: Path) -> Booted:
     """Boot ``kernel`` with new sites in ``shared``, do the work; raises `DiedError`."""
-    shared.chmod(0o755)
     for name in ("work", "busy"):
         command = ["cc", "-O1", "-pthread", "-o", str(shared / name), str(HERE / f"{name}.c")]
         subprocess.run(command, check=True)

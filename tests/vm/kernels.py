@@ -1,7 +1,7 @@
 """Stock Debian kernels for virtual machines, fetched once from the mirror this system uses.
 
 They go to ``$DATACRUMBS_KERNELS`` or ``$XDG_CACHE_HOME/datacrumbs/kernels`` (by default below
-``~/.cache``), about 130 MB each. The system's own apt lists and configuration stay as they are.
+``~/.cache``), about 130 MB each.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vm.apt import Apt, run
+
 SUITES = {"6.1": "bookworm", "6.12": "trixie", "7": "sid"}
 """A kernel's series and the Debian release that has it."""
 
 MODULES = ("virtio_pci", "virtio_console", "virtiofs", "overlay", "virtio_net", "af_packet")
 GUEST_INIT = Path(__file__).with_name("guest-init")
-APT_SOURCES = Path("/etc/apt")
-KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+NATIVE, ARM = "amd64", "arm64"
+"""Debian's names of architectures: of the machine that tests run on, and of the other one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class Kernel:
     """A kernel ready to boot: ``modules`` is its directory below ``/lib/modules``."""
 
     name: str
+    architecture: str
     image: Path
     initrd: Path
     modules: Path
@@ -43,101 +46,54 @@ def cache_directory() -> Path:
     return Path(os.environ.get("DATACRUMBS_KERNELS") or cache / "datacrumbs/kernels")
 
 
-def get_kernel(name: str) -> Kernel:
+def get_kernel(series: str, architecture: str = NATIVE) -> Kernel:
     """The kernel of a series in `SUITES`, fetched if it is not here yet."""
+    name = series if architecture == NATIVE else f"{series}-{architecture}"
     directory = cache_directory()
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (directory / name).exists():
-            _fetch(directory, name)
-        return _ready(directory, name)
+            _fetch(directory / name, SUITES[series], architecture)
+        return _ready(directory / name, architecture)
 
 
-def _fetch(directory: Path, name: str) -> None:
-    """Unpack the kernel's packages to ``directory/name``, which appears whole."""
-    work = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=directory))
+def _fetch(target: Path, suite: str, architecture: str) -> None:
+    """Unpack the kernel's packages to ``target``, which appears whole."""
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        apt = _private_apt(work / "apt", SUITES[name])
-        for package in _packages(apt, SUITES[name]):
-            _run(*apt("apt-get"), "-qq", "download", package, cwd=work)
-        for package_file in work.glob("*.deb"):
-            _run("dpkg-deb", "-x", package_file, work / "tree")
-            package_file.unlink()
-        (work / "tree").rename(directory / name)
+        apt = Apt(work / "apt", suite, architecture)
+        packages = _packages(apt, suite, architecture)
+        packages += [] if architecture == NATIVE else ["busybox-static"]
+        apt.unpack(packages, work / "tree")
+        (work / "tree").rename(target)
     finally:
         shutil.rmtree(work)
 
 
-class _Apt:
-    """apt with lists, cache and sources of its own."""
-
-    def __init__(self, options: list[str]) -> None:
-        self._options = options
-
-    def __call__(self, command: str) -> list[str]:
-        return [command, *self._options]
-
-
-def _private_apt(directory: Path, suite: str) -> _Apt:
-    for name in ("state/lists/partial", "cache/archives/partial", "etc"):
-        (directory / name).mkdir(parents=True)
-    (directory / "state/status").touch()
-    mirror, key = _mirror()
-    (directory / "etc/sources.list").write_text(f"deb [signed-by={key}] {mirror} {suite} main\n")
-    settings = {
-        "Dir::State": directory / "state",
-        "Dir::State::status": directory / "state/status",
-        "Dir::Cache": directory / "cache",
-        "Dir::Etc::sourcelist": directory / "etc/sources.list",
-        "Dir::Etc::sourceparts": "-",
-        "Dir::Etc::preferencesparts": "-",
-        "Dir::Etc::preferences": "-",
-        "Acquire::Languages": "none",
-        "APT::Sandbox::User": "root",
-    }
-    apt = _Apt([f"-o{key}={value}" for key, value in settings.items()])
-    _run(*apt("apt-get"), "-qq", "update")
-    return apt
-
-
-def _mirror() -> tuple[str, str]:
-    """The address and the keyring of the first Debian source that this system has."""
-    for path in sorted(APT_SOURCES.glob("sources.list.d/*.sources")):
-        for paragraph in path.read_text().split("\n\n"):
-            lines = (line.partition(":") for line in paragraph.splitlines() if line[:1] != "#")
-            fields = {name.strip().lower(): value.strip() for name, _, value in lines}
-            if "deb" in fields.get("types", "").split() and "main" in fields.get("components", ""):
-                return fields["uris"].split()[0], fields.get("signed-by") or KEYRING
-    for path in [APT_SOURCES / "sources.list", *APT_SOURCES.glob("sources.list.d/*.list")]:
-        for line in path.read_text().splitlines() if path.exists() else []:
-            words = [word for word in line.split() if not word.startswith(("[", "signed-by"))]
-            if words[:1] == ["deb"] and "main" in words:
-                return words[1], KEYRING
-    raise RuntimeError(f"no Debian source in {APT_SOURCES}")
-
-
-def _packages(apt: _Apt, suite: str) -> list[str]:
+def _packages(apt: Apt, suite: str, architecture: str) -> list[str]:
     """The packages with the files of the suite's cloud kernel."""
-    meta = "linux-image-cloud-amd64"
-    said = _run(*apt("apt-cache"), "-t", suite, "depends", f"{meta}/{suite}").split()
+    meta = f"linux-image-cloud-{architecture}"
+    said = apt.run("apt-cache", "-t", suite, "depends", f"{meta}/{suite}").split()
     image = next(word for word in said if re.fullmatch(r"linux-image-\d\S+", word))
     # later releases' image packages only depend on a -binary- and a -modules- package
     names = [image.replace("linux-image", kind) for kind in ("linux-binary", "linux-modules")]
-    known = _run(*apt("apt-cache"), "pkgnames").split()
+    known = apt.run("apt-cache", "pkgnames").split()
     return [image, *(name for name in names if name in known)]
 
 
-def _ready(directory: Path, name: str) -> Kernel:
-    tree = directory / name
+def _ready(tree: Path, architecture: str) -> Kernel:
     modules = next(p for at in ("lib", "usr/lib") for p in tree.glob(f"{at}/modules/*"))
     image = next(p for at in ("boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz") for p in tree.glob(at))
-    initrd = directory / f"{name}.cpio"
+    initrd = tree.with_name(f"{tree.name}.cpio")
+    busybox = Path("/bin/busybox")
+    if architecture != NATIVE:
+        busybox = next(p for at in ("bin", "usr/bin") for p in tree.glob(f"{at}/busybox"))
     if not initrd.exists() or initrd.stat().st_mtime < GUEST_INIT.stat().st_mtime:
         with _module_root(modules) as root:
-            _run("depmod", "-b", root, modules.name)
-            _make_initrd(initrd, root, modules.name)
-    return Kernel(name, image, initrd, modules)
+            run("depmod", "-b", root, modules.name)
+            _make_initrd(initrd, root, modules.name, busybox)
+    return Kernel(tree.name, architecture, image, initrd, modules)
 
 
 @contextlib.contextmanager
@@ -150,13 +106,13 @@ def _module_root(modules: Path) -> Iterator[Path]:
         yield root
 
 
-def _make_initrd(target: Path, root: Path, release: str) -> None:
+def _make_initrd(target: Path, root: Path, release: str, busybox: Path) -> None:
     """busybox, the modules that reach the host's files, and `GUEST_INIT`."""
     with tempfile.TemporaryDirectory() as name:
         tree = Path(name)
         for directory in ("bin", "mod", "proc", "sys", "dev", "lower", "rw", "newroot"):
             (tree / directory).mkdir()
-        shutil.copy("/bin/busybox", tree / "bin/busybox")
+        shutil.copy(busybox, tree / "bin/busybox")
         shutil.copy(GUEST_INIT, tree / "init")
         (tree / "init").chmod(0o755)
         for number, path in enumerate(_module_files(root, release)):
@@ -197,12 +153,3 @@ def pack(tree: Path, target: Path) -> None:
             check=True,
         )
     temporary.rename(target)
-
-
-def _run(*command: str | Path, cwd: Path | None = None) -> str:
-    done = subprocess.run(
-        [*map(str, command)], capture_output=True, text=True, check=False, cwd=cwd
-    )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(map(str, command))}: {done.stderr.strip()}")
-    return done.stdout

@@ -1,8 +1,8 @@
 """Virtual machines that see the host's files: a stock kernel boots and runs one command as root.
 
 Plain emulation, which works everywhere; ``DATACRUMBS_VM_ACCEL=kvm`` where that works. The guest
-has the host's root file system, read-only, with its own writes in memory, and one directory that
-both may write.
+has the host's root file system or, of another architecture, one made for it, read-only, with its
+own writes in memory, and one directory that both may write.
 """
 
 from __future__ import annotations
@@ -16,18 +16,36 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from vm.kernels import Kernel, pack
+from vm.kernels import ARM, NATIVE, Kernel, pack
 
 VIRTIOFSD = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
 MEMORY_MB = 1536
 START_S = 10.0
-KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 oops=panic mitigations=off no_timer_check"
+KERNEL_ARGUMENTS = "quiet panic=-1 oops=panic mitigations=off no_timer_check"
 """A busy host misses ticks of an emulated timer, which old kernels take for broken hardware."""
-IN_A_PROGRAM = re.compile(r"RIP: \S+:bpf_prog_")
+IN_A_PROGRAM = re.compile(r"(RIP: \S+:|pc : )bpf_prog_")
 """On the console: the kernel died in a BPF program, which emulation is not to blame for."""
 TCG = "tcg,thread=multi,tb-size=512"
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """The machine that qemu plays, and the Debian package that has it."""
+
+    program: str
+    package: str
+    kind: str
+    cpu: str
+    console: str
+
+
+BOARDS = {
+    NATIVE: Board("qemu-system-x86_64", "qemu-system-x86", "q35", "max", "ttyS0"),
+    ARM: Board("qemu-system-aarch64", "qemu-system-arm", "virt", "cortex-a72", "ttyAMA0"),
+}
 
 
 class MachineError(Exception):
@@ -38,13 +56,18 @@ class DiedError(MachineError):
     """It ended, or hung, before the command did."""
 
 
-def run_in(kernel: Kernel, command: list[str], *, shared: Path, timeout_s: float) -> str:
-    """Boot, run ``command`` in ``shared``, power off; what it wrote. Raises `MachineError`."""
+def run_in(
+    kernel: Kernel, command: list[str], *, shared: Path, timeout_s: float, root: Path = Path("/")
+) -> str:
+    """Boot, run ``command`` in ``shared``, power off; what it wrote. Raises `MachineError`.
+
+    ``root`` is the guest's root file system.
+    """
     with contextlib.ExitStack() as up:
         work = Path(up.enter_context(tempfile.TemporaryDirectory(prefix="datacrumbs-vm-")))
         _write_initrd(work, kernel, command, shared)
         (work / "root").mkdir()
-        up.enter_context(_file_server(work, "root.sock", Path("/"), read_only=work / "root"))
+        up.enter_context(_file_server(work, "root.sock", root, read_only=work / "root"))
         up.enter_context(_file_server(work, "shared.sock", shared))
         code = _boot(work, kernel, timeout_s)
         output = _text(work / "out")
@@ -114,16 +137,19 @@ def _file_server(
 
 def _boot(work: Path, kernel: Kernel, timeout_s: float) -> int | None:
     """Run the machine to its end; its exit code, None after a timeout."""
-    program = shutil.which("qemu-system-x86_64")
+    board = BOARDS[kernel.architecture]
+    program = shutil.which(board.program)
     if not program:
-        raise MachineError("no qemu-system-x86_64: install qemu-system-x86")
+        raise MachineError(f"no {board.program}: install {board.package}")
+    native = kernel.architecture == NATIVE
+    accelerator = (native and os.environ.get("DATACRUMBS_VM_ACCEL")) or TCG
     memory = f"memory-backend-memfd,id=mem,size={MEMORY_MB}M,share=on"
     command = [
         *(program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-        *("-machine", "q35,memory-backend=mem", "-object", memory, "-m", f"{MEMORY_MB}M"),
-        *("-accel", os.environ.get("DATACRUMBS_VM_ACCEL") or TCG, "-cpu", "max", "-smp", "2"),
+        *("-machine", f"{board.kind},memory-backend=mem", "-object", memory, "-m", f"{MEMORY_MB}M"),
+        *("-accel", accelerator, "-cpu", board.cpu, "-smp", "2"),
         *("-kernel", str(kernel.image), "-initrd", str(work / "initrd")),
-        *("-append", KERNEL_ARGUMENTS),
+        *("-append", f"console={board.console} {KERNEL_ARGUMENTS}"),
         *("-serial", f"file:{work / 'console'}", "-device", "virtio-serial-pci"),
     ]
     for port in ("out", "rc"):
