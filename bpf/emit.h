@@ -23,7 +23,7 @@ __noinline int emit(const struct dc_event *event)
 	struct dc_event *slot = ring ? bpf_ringbuf_reserve(ring, sizeof(*slot), 0) : 0;
 
 	if (!slot) {
-		counters_here()->lost++;
+		COUNT(lost);
 		return 0;
 	}
 	__builtin_memcpy(slot, event, sizeof(*slot));
@@ -35,7 +35,7 @@ static __always_inline bool by_path(const struct dc_event *event)
 {
 	if (!(event->file & UNWANTED))
 		return true;
-	counters_here()->filtered_path++;
+	COUNT(filtered_path);
 	return false;
 }
 

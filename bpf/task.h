@@ -3,6 +3,17 @@
 
 const volatile struct dc_config config SEC(".rodata.config") = {.layout = DC_LAYOUT};
 
+struct dc_counters counters[DC_MAX_CPUS] SEC(".data.counters");
+
+static __always_inline struct dc_counters *counters_here(void)
+{
+	return &counters[bpf_get_smp_processor_id() & (DC_MAX_CPUS - 1)];
+}
+
+/* Atomic: a program on a uprobe may be preempted by another one on the same CPU. Those of kernel
+ * functions are not, and with atomic additions would need more stack than Linux 6.1 gives. */
+#define COUNT(what) __sync_fetch_and_add(&counters_here()->what, 1)
+
 /*
  * For programs on uprobes, which the kernel may preempt and then run for another thread on the same
  * CPU. From 6.13 on a program has its stack in memory of the CPU's, and the two threads would write
@@ -54,6 +65,27 @@ struct {
 	__type(value, struct dc_task);
 } tasks SEC(".maps");
 
+/*
+ * What a map keeps for a task. Until Linux 7.0 the kernel refuses a task's storage to a program
+ * that runs while another use of it is in progress on that CPU: where programs on uprobes can be
+ * preempted in the middle of one, whole threads were missing. So they are not. bpf_preempt_disable()
+ * came with Linux 6.10, as did what we tell it by.
+ */
+extern void bpf_preempt_disable(void) __ksym __weak;
+extern void bpf_preempt_enable(void) __ksym __weak;
+
+static __always_inline void *storage(void *map, struct task_struct *task, __u64 flags)
+{
+	bool stays = bpf_core_type_exists(struct bpf_session_run_ctx);
+
+	if (stays)
+		bpf_preempt_disable();
+	void *found = bpf_task_storage_get(map, task, 0, flags);
+	if (stays)
+		bpf_preempt_enable();
+	return found;
+}
+
 /* Only the run's user, and no program that runs with somebody else's rights (setuid, setgid). */
 static __always_inline bool of_user(struct task_struct *task)
 {
@@ -97,9 +129,11 @@ static __always_inline struct dc_task *join(struct task_struct *task, __u32 is)
 
 	if (!number_of(BPF_CORE_READ(task, thread_pid)))
 		return 0;
-	self = bpf_task_storage_get(&tasks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (!self)
+	self = storage(&tasks, task, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!self) {
+		COUNT(lost);
 		return 0;
+	}
 	self->is |= is;
 	number(self, task);
 	return self;
@@ -109,11 +143,11 @@ static __always_inline struct dc_task *join(struct task_struct *task, __u32 is)
  * by its leader, once. */
 static __always_inline struct dc_task *traced(struct task_struct *task)
 {
-	struct dc_task *self = bpf_task_storage_get(&tasks, task, 0, 0);
+	struct dc_task *self = storage(&tasks, task, 0);
 
 	if (self || task->pid == task->tgid)
 		return self;
-	self = bpf_task_storage_get(&tasks, task->group_leader, 0, 0);
+	self = storage(&tasks, task->group_leader, 0);
 	return self ? join(task, self->is) : 0;
 }
 

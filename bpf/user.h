@@ -93,7 +93,7 @@ static __always_inline bool enter_function(struct pt_regs *ctx)
 		room = self->depth < DC_DEPTH;
 	}
 	if (!room) {
-		counters_here()->lost++;
+		COUNT(lost);
 		return false;
 	}
 	struct dc_frame *top = frame(self, self->depth++);
@@ -115,7 +115,7 @@ static __always_inline void leave_function(struct pt_regs *ctx, __u64 sp, __u16 
 
 	if (!of_user(task))
 		return;
-	struct dc_task *self = bpf_task_storage_get(&tasks, task, 0, 0);
+	struct dc_task *self = storage(&tasks, task, 0);
 	if (!self || !self->depth)
 		return;
 	__s64 now = bpf_ktime_get_ns();

@@ -70,7 +70,7 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid)
 	if (!self)
 		return 0;
 	drop_left(self, ~0ULL, bpf_ktime_get_ns());
-	emit_unfinished_usdt(self, bpf_task_storage_get(&usdt_tasks, task, 0, 0));
+	emit_unfinished_usdt(self, storage(&usdt_tasks, task, 0));
 	self->stack_bytes = 0;
 	number(self, task); /* a thread that execs becomes the leader */
 	struct file *program = BPF_CORE_READ(task, mm, exe_file);
@@ -84,12 +84,12 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid)
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(on_exit, struct task_struct *task)
 {
-	struct dc_task *self = bpf_task_storage_get(&tasks, task, 0, 0);
+	struct dc_task *self = storage(&tasks, task, 0);
 
 	if (!self)
 		return 0;
 	emit_unfinished(self);
-	emit_unfinished_usdt(self, bpf_task_storage_get(&usdt_tasks, task, 0, 0));
+	emit_unfinished_usdt(self, storage(&usdt_tasks, task, 0));
 	emit_unfinished_kernel(task);
 	if (!task->signal->live.counter)
 		emit_process(self, task, DC_EXIT);
@@ -131,10 +131,10 @@ int unfinished(struct bpf_iter__task *ctx)
 		emit_unfinished_requests();
 		return 0;
 	}
-	struct dc_task *self = bpf_task_storage_get(&tasks, task, 0, 0);
+	struct dc_task *self = storage(&tasks, task, 0);
 	if (self) {
 		emit_unfinished(self);
-		emit_unfinished_usdt(self, bpf_task_storage_get(&usdt_tasks, task, 0, 0));
+		emit_unfinished_usdt(self, storage(&usdt_tasks, task, 0));
 	}
 	emit_unfinished_kernel(task);
 	return 0;
