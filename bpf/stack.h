@@ -8,6 +8,9 @@
  * Linux 6.1.
  */
 #pragma once
+#include <linux/sched.h>
+
+#define CLONE3 435 /* the system call's number, everywhere */
 
 struct bounds {
 	__u64 low, high;
@@ -67,35 +70,56 @@ static long take_bounds(struct task_struct *task, struct vm_area_struct *mapping
 	return 0;
 }
 
+static __always_inline __u64 control_block(struct task_struct *task)
+{
+#if defined(__TARGET_ARCH_x86)
+	return BPF_CORE_READ(task, thread.fsbase);
+#else
+	return BPF_CORE_READ(task, thread.uw.tp_value);
+#endif
+}
+
 /*
- * The thread's own stack is the mapping that holds the stack the program began with or, of a
- * further thread, its control block: the C libraries put that at the top of the stack. (Of the
+ * Is `sp` on the thread's own stack? That is where the program began or, of a further thread, below
+ * its control block, in the same mapping: the C libraries put that at the top of the stack. (Of the
  * first thread the control block is anywhere, perhaps among stacks of coroutines.) A child that
  * shares its parent's memory until it execs, as posix_spawn() makes one, has one stack only.
  */
 __noinline int find_stack(struct dc_task *self, __u64 sp)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
+	bool first = task->pid == task->tgid;
 	struct bounds found = {};
-	__u64 mark;
 
 	if (BPF_CORE_READ(task, vfork_done))
 		return 1;
-	if (!self)
+	if (!self || (self->stack_bytes && !first)) /* that of a further thread does not grow */
 		return 0;
 	if (!look_up(task->mm, sp, &found) && bpf_find_vma(task, sp, take_bounds, &found, 0))
 		return 0; /* the map is being changed: nothing is certain */
-	if (task->pid == task->tgid)
-		mark = BPF_CORE_READ(task, mm, start_stack);
-	else
-#if defined(__TARGET_ARCH_x86)
-		mark = BPF_CORE_READ(task, thread.fsbase);
-#else
-		mark = BPF_CORE_READ(task, thread.uw.tp_value);
-#endif
-	if (mark - found.low >= found.high - found.low)
+	__u64 top = first ? BPF_CORE_READ(task, mm, start_stack) : control_block(task);
+	if (top - found.low >= found.high - found.low || sp >= top)
 		return 0;
 	self->stack_low = found.low;
-	self->stack_bytes = found.high - found.low;
+	self->stack_bytes = top - found.low;
 	return 1;
+}
+
+/* What clone3(), by which the C libraries of today start threads, is told of a new one's stack. */
+static __always_inline void take_stack(struct dc_task *child, struct task_struct *parent)
+{
+	struct pt_regs *regs = (void *)bpf_task_pt_regs(parent);
+	__u64 asked;
+
+#if defined(__TARGET_ARCH_x86)
+	if (BPF_CORE_READ(regs, orig_ax) != CLONE3)
+		return;
+	asked = BPF_CORE_READ(regs, di);
+#else
+	if (BPF_CORE_READ(regs, regs[8]) != CLONE3)
+		return;
+	asked = BPF_CORE_READ(regs, orig_x0);
+#endif
+	bpf_probe_read_user(&child->stack_low, 2 * sizeof(__u64),
+			    (void *)asked + offsetof(struct clone_args, stack));
 }

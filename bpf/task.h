@@ -54,7 +54,7 @@ struct dc_task {
 	__s64 offset2;
 	__u64 parent, dentry, mnt; /* pointers, stored to be read back as numbers */
 	__u64 known[8];		   /* files announced lately */
-	__u64 stack_low, stack_bytes; /* where the thread's own stack is, as last looked up */
+	__u64 stack_low, stack_bytes; /* the thread's own stack, if known: as clone3() has it */
 	struct dc_frame stack[DC_DEPTH]; /* the user functions it is in, the innermost last */
 };
 

@@ -50,7 +50,11 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	if (!is)
 		return 0;
 	struct dc_task *self = join(child, is);
-	if (self && child->pid == child->tgid) {
+	if (!self)
+		return 0;
+	if (child->pid != child->tgid) {
+		take_stack(self, parent);
+	} else {
 		if (mine) { /* a thread's child goes on where the thread was */
 			if (parent->pid != parent->tgid && !mine->stack_bytes)
 				find_stack(mine, stack_of(parent));
