@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from kernel.tracing import LIBRARY, TracedRun, make_site, traced_names, user_layer
@@ -51,6 +52,12 @@ PROFILED, PROFILED_BY_USER = "vfs_read", "step"
 BUSY_THREADS, BUSY_CALLS = 6, 20011
 """More threads than a guest has CPUs, and the reads of each."""
 
+CROWD_THREADS, CROWD_CALLS = 8, 5003
+"""The same of calls of a user function, by crowd.c."""
+
+PREEMPTED = ("6.12", "preempt=full")
+"""A kernel that lets threads on uprobes be preempted, where booted so."""
+
 MISSING = {"no_such_function", "type_show", "exc_int3"}
 """Absent, ambiguous, and one in which no probe may be."""
 
@@ -60,10 +67,14 @@ EXPLAINED = "6.12"
 
 @dataclass(frozen=True, slots=True)
 class Booted:
-    """The runs that a kernel made, by mechanism; ``explained``: of `EXPLAINED` only."""
+    """The runs that a kernel made, by mechanism; ``explained``: of `EXPLAINED` only.
+
+    ``crowd``: of the crowd's calls, a run of its own.
+    """
 
     kernel: str
     runs: dict[str, TracedRun]
+    crowd: TracedRun
     explained: TracedRun | None
 
 
@@ -76,7 +87,7 @@ def boot() -> Iterator[Boot]:
     if os.geteuid() != 0:
         pytest.skip("needs root, to share files with virtual machines: run the tests as root")
     with contextlib.ExitStack() as kept:
-        yield functools.cache(lambda kernel: _boot(kernel, kept))
+        yield functools.cache(lambda kernel: _boot(functools.partial(_runs, kernel), kept))
 
 
 @pytest.fixture(scope="session", params=OFFERS)
@@ -85,18 +96,29 @@ def booted(request: pytest.FixtureRequest, boot: Boot) -> Booted:
     return boot(request.param)
 
 
-def _boot(kernel: str, kept: contextlib.ExitStack) -> Booted:
-    """Boot ``kernel``, again if it dies; its files are there until ``kept`` is left."""
+@pytest.fixture(scope="session")
+def preempted() -> Iterator[TracedRun]:
+    """The crowd's run on `PREEMPTED`."""
+    with contextlib.ExitStack() as kept:
+        yield _boot(_crowd_alone, kept)
+
+
+T = TypeVar("T")
+
+
+def _boot(runs: Callable[[Path], T], kept: contextlib.ExitStack) -> T:
+    """``runs`` with a directory, again if a kernel dies; it is there until ``kept`` is left."""
     for _ in range(BOOTS - 1):
         with contextlib.suppress(DiedError):
-            return _runs(kernel, kept.enter_context(_shared()))
-    return _runs(kernel, kept.enter_context(_shared()))
+            return runs(kept.enter_context(_shared()))
+    return runs(kept.enter_context(_shared()))
 
 
 @contextlib.contextmanager
 def _shared() -> Iterator[Path]:
     """A directory for a guest."""
     path = Path(tempfile.mkdtemp(prefix="datacrumbs-vm-", dir="/var/tmp"))
+    path.chmod(0o755)
     try:
         yield path
     finally:
@@ -105,20 +127,46 @@ def _shared() -> Iterator[Path]:
 
 def _runs(kernel: str, shared: Path) -> Booted:
     """Boot ``kernel`` with new sites in ``shared``, do the work; raises `DiedError`."""
-    shared.chmod(0o755)
     for name in ("work", "busy"):
-        command = ["cc", "-O1", "-pthread", "-o", str(shared / name), str(HERE / f"{name}.c")]
-        subprocess.run(command, check=True)
-    ring = HERE.parent / "kernel" / "io_uring.c"
-    subprocess.run(["cc", "-O1", "-o", shared / "io_uring", ring, "-luring"], check=True)
+        _compile(HERE / f"{name}.c", shared)
+    _compile(HERE.parent / "kernel/io_uring.c", shared, "-luring")
     runs = {name: _site(shared / name, shared / "busy") for name in OFFERS[kernel]}
-    sites = [run.root for run in runs.values()]
+    crowd = _crowd(shared)
     explained_run = explained.prepare(shared) if kernel == EXPLAINED else None
-    sites += [explained_run.root] if explained_run else []
-    busy = f"{BUSY_THREADS} {BUSY_CALLS}"
-    command = [str(HERE / "guest.sh"), sys.executable, str(LIBRARY), busy, *map(str, sites)]
-    run_in(get_kernel(kernel), command, shared=shared, timeout_s=TIMEOUT_S)
-    return Booted(kernel, runs, explained_run)
+    sites = [*runs.values(), crowd, *([explained_run] if explained_run else [])]
+    _run_guest(kernel, shared, sites)
+    return Booted(kernel, runs, crowd, explained_run)
+
+
+def _crowd_alone(shared: Path) -> TracedRun:
+    """The crowd's run on `PREEMPTED`, in ``shared``; raises `DiedError`."""
+    kernel, arguments = PREEMPTED
+    crowd = _crowd(shared)
+    _run_guest(kernel, shared, [crowd], arguments)
+    return crowd
+
+
+def _run_guest(kernel: str, shared: Path, sites: list[TracedRun], arguments: str = "") -> None:
+    numbers = f"{BUSY_THREADS} {BUSY_CALLS}", f"{CROWD_THREADS} {CROWD_CALLS}"
+    command = [str(HERE / "guest.sh"), sys.executable, str(LIBRARY), *numbers]
+    command += [str(site.root) for site in sites]
+    run_in(get_kernel(kernel), command, shared=shared, timeout_s=TIMEOUT_S, arguments=arguments)
+
+
+def _compile(source: Path, shared: Path, *flags: str) -> Path:
+    program = shared / source.stem
+    subprocess.run(["cc", "-O1", "-pthread", "-o", program, source, *flags], check=True)
+    return program
+
+
+def _crowd(shared: Path) -> TracedRun:
+    """The site of the crowd's run."""
+    program = _compile(HERE.parent / "kernel/crowd.c", shared)
+    root = shared / "crowd-site"
+    root.mkdir()
+    run = make_site(root, pwd.getpwnam("nobody"))
+    run.sign(user_layer("app", program, "step"))
+    return run
 
 
 def _site(root: Path, busy: Path) -> TracedRun:

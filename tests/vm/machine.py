@@ -38,15 +38,20 @@ class DiedError(MachineError):
     """It ended, or hung, before the command did."""
 
 
-def run_in(kernel: Kernel, command: list[str], *, shared: Path, timeout_s: float) -> str:
-    """Boot, run ``command`` in ``shared``, power off; what it wrote. Raises `MachineError`."""
+def run_in(
+    kernel: Kernel, command: list[str], *, shared: Path, timeout_s: float, arguments: str = ""
+) -> str:
+    """Boot, run ``command`` in ``shared``, power off; what it wrote. Raises `MachineError`.
+
+    ``arguments``: more of the kernel's command line.
+    """
     with contextlib.ExitStack() as up:
         work = Path(up.enter_context(tempfile.TemporaryDirectory(prefix="datacrumbs-vm-")))
         _write_initrd(work, kernel, command, shared)
         (work / "root").mkdir()
         up.enter_context(_file_server(work, "root.sock", Path("/"), read_only=work / "root"))
         up.enter_context(_file_server(work, "shared.sock", shared))
-        code = _boot(work, kernel, timeout_s)
+        code = _boot(work, kernel, timeout_s, arguments)
         output = _text(work / "out")
         answer = _text(work / "rc").strip()
         if answer == "0":
@@ -112,7 +117,7 @@ def _file_server(
         server.wait(timeout=10)
 
 
-def _boot(work: Path, kernel: Kernel, timeout_s: float) -> int | None:
+def _boot(work: Path, kernel: Kernel, timeout_s: float, arguments: str) -> int | None:
     """Run the machine to its end; its exit code, None after a timeout."""
     program = shutil.which("qemu-system-x86_64")
     if not program:
@@ -123,7 +128,7 @@ def _boot(work: Path, kernel: Kernel, timeout_s: float) -> int | None:
         *("-machine", "q35,memory-backend=mem", "-object", memory, "-m", f"{MEMORY_MB}M"),
         *("-accel", os.environ.get("DATACRUMBS_VM_ACCEL") or TCG, "-cpu", "max", "-smp", "2"),
         *("-kernel", str(kernel.image), "-initrd", str(work / "initrd")),
-        *("-append", KERNEL_ARGUMENTS),
+        *("-append", f"{KERNEL_ARGUMENTS} {arguments}"),
         *("-serial", f"file:{work / 'console'}", "-device", "virtio-serial-pci"),
     ]
     for port in ("out", "rc"):

@@ -7,10 +7,12 @@ from itertools import pairwise
 
 import pytest
 from kernel.test_io_uring import OPERATIONS, operations_on
-from kernel.tracing import Trace
+from kernel.tracing import Trace, TracedRun
 from vm.conftest import (
     BUSY_CALLS,
     BUSY_THREADS,
+    CROWD_CALLS,
+    CROWD_THREADS,
     FUNCTIONS,
     MISSING,
     NONE,
@@ -71,6 +73,22 @@ def test_more_busy_threads_than_cpus_lose_no_call(booted: Booted) -> None:
         if mechanism != NONE:
             ((reads,),) = trace.sql("SELECT count(*) FROM calls WHERE name IN ('read', 'pread64')")
             assert _summed(trace, PROFILED) == reads, mechanism
+
+
+def test_a_crowd_s_calls_of_a_user_function_are_all_there(booted: Booted) -> None:
+    """Of more threads than CPUs and of short ones, while others map memory."""
+    _lost_none(booted.crowd)
+
+
+def test_nor_is_one_lost_where_the_kernel_preempts_our_programs(preempted: TracedRun) -> None:
+    _lost_none(preempted)
+
+
+def _lost_none(crowd: TracedRun) -> None:
+    made = int((crowd.root / "made").read_text())
+    assert made > CROWD_THREADS * CROWD_CALLS
+    assert crowd.trace().sql("SELECT count(*) FROM calls WHERE name = 'step'") == [(made,)]
+    assert crowd.info()["counts"]["events"] == made
 
 
 def _summed(trace: Trace, name: str) -> int:
