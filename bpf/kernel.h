@@ -296,6 +296,9 @@ struct bpf_session_run_ctx {
 	struct bpf_run_ctx run_ctx;
 	bool is_return;
 };
+struct bpf_local_storage {
+	__u64 mem_charge;
+};
 struct task_struct {
 	struct thread_info thread_info;
 	void *stack;

@@ -150,7 +150,7 @@ __noinline int drop_stale(struct frames *frames, __u64 sp, __s64 call)
 static __always_inline struct frame *push(struct task_struct *task, __u64 sp, __s64 call)
 {
 	struct frames *frames =
-		storage(&kernel_frames, task, BPF_LOCAL_STORAGE_GET_F_CREATE);
+		bpf_task_storage_get(&kernel_frames, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 
 	if (!frames) {
 		counters_here()->lost++;
@@ -172,7 +172,7 @@ static __always_inline struct frame *push(struct task_struct *task, __u64 sp, __
 /* The frame around the one that a kernel thread pushes now, if any. */
 static __always_inline struct frame *enclosing(struct task_struct *task, __u64 sp)
 {
-	struct frames *frames = storage(&kernel_frames, task, 0);
+	struct frames *frames = bpf_task_storage_get(&kernel_frames, task, 0, 0);
 
 	if (!frames || !frames->depth)
 		return 0;
@@ -321,7 +321,7 @@ __noinline int pop(struct frames *frames, __u32 func)
 static __always_inline int end(struct task_struct *task, __u16 func, __s64 ret, __u64 here)
 {
 	__s64 now = bpf_ktime_get_ns();
-	struct frames *frames = storage(&kernel_frames, task, 0);
+	struct frames *frames = bpf_task_storage_get(&kernel_frames, task, 0, 0);
 
 	if (!frames || !frames->depth || interrupted(task, here))
 		return 0;
@@ -398,7 +398,7 @@ int kernel_session(struct pt_regs *ctx)
 /* The kernel functions this task is in, when it or the run ends. */
 static __always_inline void emit_unfinished_kernel(struct task_struct *task)
 {
-	struct frames *frames = storage(&kernel_frames, task, 0);
+	struct frames *frames = bpf_task_storage_get(&kernel_frames, task, 0, 0);
 	__s64 now = bpf_ktime_get_ns();
 
 	if (!frames)

@@ -208,7 +208,7 @@ static __always_inline int leave_call(long ret)
 
 	if (!of_user(task))
 		return 0;
-	struct dc_task *self = storage(&tasks, task, 0);
+	struct dc_task *self = bpf_task_storage_get(&tasks, task, 0, 0);
 	if (!self || !self->event.func)
 		return 0;
 	__u32 id = self->number;

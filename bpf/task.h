@@ -66,17 +66,18 @@ struct {
 } tasks SEC(".maps");
 
 /*
- * What a map keeps for a task. Until Linux 7.0 the kernel refuses a task's storage to a program
- * that runs while another use of it is in progress on that CPU: where programs on uprobes can be
- * preempted in the middle of one, whole threads were missing. So they are not. bpf_preempt_disable()
- * came with Linux 6.10, as did what we tell it by.
+ * What a map keeps for a task: for functions that programs on uprobes call. Before Linux 7 the kernel
+ * makes no room for a task while another program on that CPU is at a task's storage, be it one
+ * that was preempted there: whole threads were missing. So none is. That can be had since Linux
+ * 6.10; we tell both by types that came with them.
  */
 extern void bpf_preempt_disable(void) __ksym __weak;
 extern void bpf_preempt_enable(void) __ksym __weak;
 
 static __always_inline void *storage(void *map, struct task_struct *task, __u64 flags)
 {
-	bool stays = bpf_core_type_exists(struct bpf_session_run_ctx);
+	bool stays = bpf_core_type_exists(struct bpf_session_run_ctx) &&
+		     !bpf_core_field_exists(struct bpf_local_storage, mem_charge);
 
 	if (stays)
 		bpf_preempt_disable();

@@ -77,18 +77,20 @@ def test_more_busy_threads_than_cpus_lose_no_call(booted: Booted) -> None:
 
 def test_a_crowd_s_calls_of_a_user_function_are_all_there(booted: Booted) -> None:
     """Of more threads than CPUs and of short ones, while others map memory."""
-    _lost_none(booted.crowd)
+    ends_missed = booted.crowd.info()["lost_by"]["missed"] if booted.kernel == "7" else 0
+    _lost_none(booted.crowd, ends_missed)
 
 
 def test_nor_is_one_lost_where_the_kernel_preempts_our_programs(preempted: TracedRun) -> None:
     _lost_none(preempted)
 
 
-def _lost_none(crowd: TracedRun) -> None:
+def _lost_none(crowd: TracedRun, ends_missed: int = 0) -> None:
+    """``ends_missed``: how often 7.2 did not tell that a thread ended, which is no call."""
     made = int((crowd.root / "made").read_text())
     assert made > CROWD_THREADS * CROWD_CALLS
-    assert crowd.trace().sql("SELECT count(*) FROM calls WHERE name = 'step'") == [(made,)]
-    assert crowd.info()["counts"]["events"] == made
+    trace = crowd.trace(lost=ends_missed)
+    assert trace.sql("SELECT name, count(*) FROM calls GROUP BY name") == [("step", made)]
 
 
 def _summed(trace: Trace, name: str) -> int:
