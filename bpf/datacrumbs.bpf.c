@@ -15,6 +15,7 @@ char LICENSE[] SEC("license") = "GPL";
 #include "emit.h"
 #include "arguments.h"
 #include "syscalls.h"
+#include "stack.h"
 #include "user.h"
 #include "usdt.h"
 #include "subject.h"

@@ -24,7 +24,7 @@ __noinline int emit(const struct dc_event *event)
 	struct dc_event *slot = ring ? bpf_ringbuf_reserve(ring, sizeof(*slot), 0) : 0;
 
 	if (!slot) {
-		__sync_fetch_and_add(&mine->lost, 1); /* of a program that may be preempted, too */
+		COUNT(lost);
 		return 0;
 	}
 	__builtin_memcpy(slot, event, sizeof(*slot));
@@ -37,7 +37,7 @@ static __always_inline bool by_path(const struct dc_event *event)
 {
 	if (!(event->file & UNWANTED))
 		return true;
-	counters_here()->filtered_path++;
+	COUNT(filtered_path);
 	return false;
 }
 

@@ -36,16 +36,13 @@ struct {
 	__type(value, struct dc_string);
 } scratch SEC(".maps");
 
-struct dc_counters counters[DC_MAX_CPUS] SEC(".data.counters");
-
-static __always_inline struct dc_counters *counters_here(void)
-{
-	return &counters[bpf_get_smp_processor_id() & (DC_MAX_CPUS - 1)];
-}
-
 static __always_inline struct dc_string *scratch_for(struct task_struct *task)
 {
-	return bpf_task_storage_get(&scratch, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	struct dc_string *record = storage(&scratch, task, BPF_LOCAL_STORAGE_GET_F_CREATE);
+
+	if (!record)
+		COUNT(lost_strings);
+	return record;
 }
 
 static __always_inline bool send_string(struct dc_string *record)
@@ -60,7 +57,7 @@ static __always_inline bool send_string(struct dc_string *record)
 	if (!bpf_ringbuf_output(&strings, record, length,
 				wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP))
 		return true;
-	counters_here()->lost_strings++;
+	COUNT(lost_strings);
 	return false;
 }
 

@@ -179,6 +179,7 @@ struct iov_iter {
 };
 struct vm_area_struct {
 	unsigned long vm_start, vm_end;
+	struct mm_struct *vm_mm;
 	struct file *vm_file;
 };
 struct vm_fault {
@@ -242,8 +243,25 @@ struct xol_area {
 struct uprobes_state {
 	struct xol_area *xol_area;
 };
+struct maple_tree {
+	void *ma_root;
+};
+struct maple_metadata {
+	unsigned char end;
+};
+struct maple_range_64 {
+	unsigned long pivot[15];
+	void *slot[16];
+	struct maple_metadata meta;
+};
+struct maple_arange_64 {
+	unsigned long pivot[9];
+	void *slot[10];
+	struct maple_metadata meta;
+};
 struct mm_struct {
 	struct file *exe_file;
+	struct maple_tree mm_mt; /* since 6.1 */
 	unsigned long start_stack;
 	unsigned long saved_auxv[2]; /* and more */
 	struct uprobes_state uprobes_state;
@@ -278,6 +296,9 @@ struct bpf_run_ctx {};
 struct bpf_session_run_ctx {
 	struct bpf_run_ctx run_ctx;
 	bool is_return;
+};
+struct bpf_local_storage {
+	__u64 mem_charge;
 };
 struct task_struct {
 	struct thread_info thread_info;

@@ -35,11 +35,11 @@ static __always_inline bool over_limits(const struct dc_event *event, __u8 index
 	__u32 max_per_s = layer->max_per_s;
 
 	if ((__u64)event->dur < layer->min_duration_ns) {
-		counters_here()->filtered_duration++;
+		COUNT(filtered_duration);
 		return true;
 	}
 	if (max_per_s && too_many(event, max_per_s)) {
-		counters_here()->filtered_rate++;
+		COUNT(filtered_rate);
 		return true;
 	}
 	return false;

@@ -117,7 +117,7 @@ static __always_inline void add_to_map(const struct dc_event *event, __u8 bits)
 		sums = bpf_map_lookup_elem(profile, &key);
 	}
 	if (!sums) {
-		counters_here()->lost_profile++;
+		COUNT(lost_profile);
 		return;
 	}
 	__s64 dur = event->dur, ret = event->ret;

@@ -149,7 +149,7 @@ static __always_inline bool enter_call(const volatile struct dc_call *call, stru
 	if (!self)
 		return false;
 	if (!(self->is & call->select) || compat(task)) {
-		counters_here()->filtered++; /* a layer for others, or a 32-bit program */
+		COUNT(filtered); /* a layer for others, or a 32-bit program */
 		return false;
 	}
 

@@ -3,6 +3,17 @@
 
 const volatile struct dc_config config SEC(".rodata.config") = {.layout = DC_LAYOUT};
 
+struct dc_counters counters[DC_MAX_CPUS] SEC(".data.counters");
+
+static __always_inline struct dc_counters *counters_here(void)
+{
+	return &counters[bpf_get_smp_processor_id() & (DC_MAX_CPUS - 1)];
+}
+
+/* Atomic: a program on a uprobe may be preempted by another one on the same CPU. Those of kernel
+ * functions are not, and with atomic additions would need more stack than Linux 6.1 gives. */
+#define COUNT(what) __sync_fetch_and_add(&counters_here()->what, 1)
+
 /*
  * For programs on uprobes, which the kernel may preempt and then run for another thread on the same
  * CPU. From 6.13 on a program has its stack in memory of the CPU's, and the two threads would write
@@ -45,7 +56,7 @@ struct dc_task {
 	struct {
 		__u64 inside, id; /* see file.h */
 	} known[8];		      /* files announced lately */
-	__u64 stack_low, stack_bytes; /* where the thread's own stack is, as last looked up */
+	__u64 stack_low, stack_bytes; /* the thread's own stack, if known: as clone3() has it */
 	struct dc_frame stack[DC_DEPTH]; /* the user functions it is in, the innermost last */
 };
 
@@ -55,6 +66,28 @@ struct {
 	__type(key, int);
 	__type(value, struct dc_task);
 } tasks SEC(".maps");
+
+/*
+ * What a map keeps for a task: for functions that programs on uprobes call. Before Linux 7 the kernel
+ * makes no room for a task while another program on that CPU is at a task's storage, be it one
+ * that was preempted there: whole threads were missing. So none is. That can be had since Linux
+ * 6.10; we tell both by types that came with them.
+ */
+extern void bpf_preempt_disable(void) __ksym __weak;
+extern void bpf_preempt_enable(void) __ksym __weak;
+
+static __always_inline void *storage(void *map, struct task_struct *task, __u64 flags)
+{
+	bool stays = bpf_core_type_exists(struct bpf_session_run_ctx) &&
+		     !bpf_core_field_exists(struct bpf_local_storage, mem_charge);
+
+	if (stays)
+		bpf_preempt_disable();
+	void *found = bpf_task_storage_get(map, task, 0, flags);
+	if (stays)
+		bpf_preempt_enable();
+	return found;
+}
 
 /* Only the run's user, and no program that runs with somebody else's rights (setuid, setgid). */
 static __always_inline bool of_user(struct task_struct *task)
@@ -139,9 +172,11 @@ static __always_inline struct dc_task *join(struct task_struct *task, __u32 is)
 
 	if (!number_of(BPF_CORE_READ(task, thread_pid)))
 		return 0;
-	self = bpf_task_storage_get(&tasks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (!self)
+	self = storage(&tasks, task, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!self) {
+		COUNT(lost);
 		return 0;
+	}
 	self->is |= is;
 	number(self, task);
 	return self;
@@ -151,11 +186,11 @@ static __always_inline struct dc_task *join(struct task_struct *task, __u32 is)
  * by its leader, once. */
 static __always_inline struct dc_task *traced(struct task_struct *task)
 {
-	struct dc_task *self = bpf_task_storage_get(&tasks, task, 0, 0);
+	struct dc_task *self = storage(&tasks, task, 0);
 
 	if (self || task->pid == task->tgid)
 		return self;
-	self = bpf_task_storage_get(&tasks, task->group_leader, 0, 0);
+	self = storage(&tasks, task->group_leader, 0);
 	return self ? join(task, self->is) : 0;
 }
 

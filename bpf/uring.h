@@ -44,7 +44,7 @@ int uring_submit(struct bpf_raw_tracepoint_args *ctx)
 	if (!operation->func)
 		return 0;
 	if (!(self->is & config.functions[operation->func].select)) {
-		counters_here()->filtered++;
+		COUNT(filtered);
 		return 0;
 	}
 	__u64 flags = BPF_CORE_READ(request, flags);
@@ -64,7 +64,7 @@ int uring_submit(struct bpf_raw_tracepoint_args *ctx)
 		return emit_request(0, 0, &start, 0);
 	/* one that is there still: its completion overflowed the queue, and its memory is used again */
 	if (bpf_map_update_elem(&requests, &key, &start, BPF_NOEXIST)) {
-		counters_here()->lost++;
+		COUNT(lost);
 		bpf_map_update_elem(&requests, &key, &start, BPF_ANY);
 	}
 	return 0;

@@ -161,9 +161,9 @@ int usdt_enter(struct pt_regs *ctx)
 	if (!self)
 		return 0;
 	struct dc_usdt *usdt =
-		bpf_task_storage_get(&usdt_tasks, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+		storage(&usdt_tasks, task, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!usdt || usdt->depth >= DC_USDT_DEPTH) {
-		counters_here()->lost++;
+		COUNT(lost);
 		if (usdt)
 			usdt->depth++;
 		return 0;
@@ -184,7 +184,7 @@ int usdt_leave(struct pt_regs *ctx)
 	struct task_struct *task = bpf_get_current_task_btf();
 	__u16 func = bpf_get_attach_cookie(ctx);
 	struct dc_task *self = wanted_here(task, func);
-	struct dc_usdt *usdt = self ? bpf_task_storage_get(&usdt_tasks, task, 0, 0) : 0;
+	struct dc_usdt *usdt = self ? storage(&usdt_tasks, task, 0) : 0;
 
 	usdt_leave_uses_own_stack(ctx);
 	if (!usdt || !usdt->depth)

@@ -23,49 +23,6 @@ static __always_inline struct dc_frame *frame(struct dc_task *self, __u32 index)
 	return &self->stack[index & (DC_DEPTH - 1)];
 }
 
-struct stack_lookup {
-	__u64 low, high;
-};
-
-static long take_bounds(struct task_struct *task, struct vm_area_struct *vma,
-			struct stack_lookup *found)
-{
-	found->low = vma->vm_start;
-	found->high = vma->vm_end;
-	return 0;
-}
-
-/*
- * The thread's own stack is the mapping that holds the stack the program began with or, of a
- * further thread, its control block: the C libraries put that at the top of the stack. (Of the
- * first thread the control block is anywhere, perhaps among stacks of coroutines.) A child that
- * shares its parent's memory until it execs, as posix_spawn() makes one, has one stack only.
- */
-__noinline int find_stack(struct dc_task *self, __u64 sp)
-{
-	struct task_struct *task = bpf_get_current_task_btf();
-	struct stack_lookup found = {};
-	__u64 mark;
-
-	if (BPF_CORE_READ(task, vfork_done))
-		return 1;
-	if (!self || bpf_find_vma(task, sp, take_bounds, &found, 0))
-		return 0; /* the map is being changed: nothing is certain */
-	if (task->pid == task->tgid)
-		mark = BPF_CORE_READ(task, mm, start_stack);
-	else
-#if defined(__TARGET_ARCH_x86)
-		mark = BPF_CORE_READ(task, thread.fsbase);
-#else
-		mark = BPF_CORE_READ(task, thread.uw.tp_value);
-#endif
-	if (mark - found.low >= found.high - found.low)
-		return 0;
-	self->stack_low = found.low;
-	self->stack_bytes = found.high - found.low;
-	return 1;
-}
-
 /* May a return probe be set for a call that begins at `sp`? */
 static __always_inline bool returns_here(struct dc_task *self, struct task_struct *task, __u64 sp)
 {
@@ -136,7 +93,7 @@ static __always_inline bool enter_function(struct pt_regs *ctx)
 		room = self->depth < DC_DEPTH;
 	}
 	if (!room) {
-		counters_here()->lost++;
+		COUNT(lost);
 		return false;
 	}
 	struct dc_frame *top = frame(self, self->depth++);
@@ -158,7 +115,7 @@ static __always_inline void leave_function(struct pt_regs *ctx, __u64 sp, __u16 
 
 	if (!of_user(task))
 		return;
-	struct dc_task *self = bpf_task_storage_get(&tasks, task, 0, 0);
+	struct dc_task *self = storage(&tasks, task, 0);
 	if (!self || !self->depth)
 		return;
 	__s64 now = bpf_ktime_get_ns();

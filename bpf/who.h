@@ -39,8 +39,7 @@ static __always_inline __u64 stack_of(struct task_struct *task)
 	return BPF_CORE_READ(regs, sp);
 }
 
-SEC("tp_btf/sched_process_fork")
-int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
+static __always_inline int begin_task(struct task_struct *parent, struct task_struct *child)
 {
 	struct dc_task *mine = traced(parent);
 	__u32 is = mine ? mine->is : 0;
@@ -52,7 +51,11 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	if (!is)
 		return 0;
 	struct dc_task *self = join(child, is);
-	if (self && child->pid == child->tgid) {
+	if (!self)
+		return 0;
+	if (child->pid != child->tgid) {
+		take_stack(self, parent);
+	} else {
 		if (mine) { /* a thread's child goes on where the thread was */
 			if (parent->pid != parent->tgid && !mine->stack_bytes)
 				find_stack(mine, stack_of(parent));
@@ -74,6 +77,23 @@ __noinline int end_call(struct dc_task *self)
 	finish(&self->event);
 	self->event.func = 0;
 	return 0;
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
+{
+	return begin_task(parent, child);
+}
+
+/*
+ * Instead, where the kernel may preempt a program on a tracepoint and meanwhile runs it for nobody
+ * else on that CPU (Linux 7.2): of a process that is missed, every call is. This tracepoint is
+ * passed with interrupts off.
+ */
+SEC("tp_btf/sched_wakeup_new")
+int BPF_PROG(on_new_task, struct task_struct *child)
+{
+	return begin_task(bpf_get_current_task_btf(), child);
 }
 
 SEC("tp_btf/sched_process_exec")

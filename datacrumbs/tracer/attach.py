@@ -20,7 +20,7 @@ from datacrumbs.probes.model import (
     UsdtLayer,
     UserLayer,
 )
-from datacrumbs.tracer import arguments, io_uring, layout, system_calls, usdt
+from datacrumbs.tracer import arguments, io_uring, layout, libbpf, system_calls, usdt
 from datacrumbs.tracer.custom import Custom, attach_custom, plan_custom
 from datacrumbs.tracer.kernel_functions import attach_kernel, prepare_kernel
 from datacrumbs.tracer.libbpf import OBJECT_PATH, Object
@@ -113,11 +113,13 @@ def attach(
     usdt.prepare(bpf, points, mechanism)
     io_uring.prepare(bpf, plan)
     arguments.reserve(bpf, plan.arguments)
+    begins = "on_new_task" if libbpf.syscall_points_preempted() else "on_fork"
+    bpf.leave_out(*({"on_fork", "on_new_task"} - {begins}))
     bpf.load()
     arguments.tell(bpf, plan.arguments)
     profile_fds = add_profiles(bpf, config.profile.entries) if plan.profiles() else []
     ring_fds = bpf.add_rings("rings", rings.count, rings.ring_bytes)
-    for name in ("on_fork", "on_exec", "on_exit", *(("on_cgroup",) if job else ())):
+    for name in (begins, "on_exec", "on_exit", *(("on_cgroup",) if job else ())):
         bpf.attach(name)
     for layer, functions in users:
         attach_user(bpf, layer, functions, plan, mechanism)

@@ -224,6 +224,73 @@ def test_coroutines(traced_run: TracedRun) -> None:
     assert counts(trace) == [("run", 2, 0)]
 
 
+BESIDE_THE_STACK = """
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+#define ROOM (1 << 18)
+static ucontext_t home, routine[2];
+static char *rooms;
+__attribute__((noinline)) void yield(int from) {
+    swapcontext(&routine[from], &routine[!from]);
+    asm volatile("");
+}
+__attribute__((noinline)) int step(int from, int n) {
+    yield(from);
+    asm volatile("");
+    return n;
+}
+static void body(int from) {
+    int sum = 0;
+    for (int i = 0; i < 23; i++) sum += step(from, i);
+    printf("%d %d\\n", from, sum);
+}
+__attribute__((noinline)) void run(int *room) {
+    for (int i = 0; i < 2; i++) {
+        getcontext(&routine[i]);
+        routine[i].uc_stack.ss_size = ROOM;
+        routine[i].uc_stack.ss_sp = rooms + room[i] * ROOM;
+        routine[i].uc_link = i ? &home : &routine[1];
+        makecontext(&routine[i], (void (*)(void))body, 1, i);
+    }
+    swapcontext(&home, &routine[0]);
+    asm volatile("");
+}
+static void *work(void *room) { run(room); return 0; }
+int main(void) {
+    /* of the thread and the two coroutines: all in one mapping, in every order */
+    static int room[][3] = {{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
+    rooms = mmap(0, 3 * ROOM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    for (int i = 0; i < 6; i++) {
+        pthread_t thread;
+        pthread_attr_t attributes;
+        pthread_attr_init(&attributes);
+        pthread_attr_setstack(&attributes, rooms + room[i][0] * ROOM, ROOM);
+        pthread_create(&thread, &attributes, work, &room[i][1]);
+        pthread_join(thread, 0);
+    }
+    puts("end");
+}
+"""
+
+
+def test_coroutines_beside_their_thread_s_stack(traced_run: TracedRun) -> None:
+    program = traced_run.compile(BESIDE_THE_STACK)
+    trace = traced(traced_run, program, "run|step|yield", lost=6 * 2 * 2 * 23)
+    assert counts(trace) == [("run", 6, 0)]
+
+
+def test_threads_that_begin_while_others_map_memory_lose_no_call(traced_run: TracedRun) -> None:
+    program = traced_run.compile(Path(__file__).with_name("crowd.c").read_text(), name="crowd")
+    with traced_run.daemon(user_layer(program, "step")):
+        made = int(traced_run.run(program, "8", "15000"))
+    assert made > 8 * 15_000
+    assert counts(traced_run.trace()) == [("step", made, 0)]
+
+
 EXCEPTIONS = """
 #include <cstdio>
 #include <stdexcept>

@@ -60,6 +60,12 @@ PROFILED, PROFILED_BY_USER = "vfs_read", "step"
 BUSY_THREADS, BUSY_CALLS = 6, 20011
 """More threads than a guest has CPUs, and the reads of each."""
 
+CROWD_THREADS, CROWD_CALLS = 8, 5003
+"""The same of calls of a user function, by crowd.c."""
+
+PREEMPTED = ("6.12", "preempt=full")
+"""A kernel that lets threads on uprobes be preempted, where booted so."""
+
 MISSING = {"no_such_function", "type_show", "exc_int3"}
 """Absent, ambiguous, and one in which no probe may be."""
 
@@ -72,10 +78,12 @@ class Booted:
     """The runs that a kernel made, by mechanism; ``explained``: of `EXPLAINED` only.
 
     ``example``: names by layer, as the configurator finds them there for `EXAMPLE`.
+    ``crowd``: of the crowd's calls, a run of its own.
     """
 
     kernel: str
     runs: dict[str, TracedRun]
+    crowd: TracedRun
     explained: TracedRun | None
     example: dict[str, list[str]]
 
@@ -108,6 +116,13 @@ def booted(request: pytest.FixtureRequest, boot: Boot) -> Booted:
     return boot(request.param)
 
 
+@pytest.fixture(scope="session")
+def preempted() -> Iterator[TracedRun]:
+    """The crowd's run on `PREEMPTED`."""
+    with contextlib.ExitStack() as kept:
+        yield until_alive(_crowd_alone, kept)
+
+
 def until_alive(run: Callable[[Path], T], kept: contextlib.ExitStack) -> T:
     """``run``, which boots a machine, in a new directory; again if the machine dies.
 
@@ -133,21 +148,48 @@ def _shared() -> Iterator[Path]:
 def _runs(kernel: str, shared: Path) -> Booted:
     """Boot ``kernel`` with new sites in ``shared``, do the work; raises `DiedError`."""
     for name in ("work", "busy"):
-        command = ["cc", "-O1", "-pthread", "-o", str(shared / name), str(HERE / f"{name}.c")]
-        subprocess.run(command, check=True)
-    ring = HERE.parent / "kernel" / "io_uring.c"
-    subprocess.run(["cc", "-O1", "-o", shared / "io_uring", ring, "-luring"], check=True)
+        _compile(HERE / f"{name}.c", shared)
+    _compile(HERE.parent / "kernel/io_uring.c", shared, "-luring")
     runs = {name: _site(shared / name, shared / "busy") for name in OFFERS[kernel]}
-    sites = [run.root for run in runs.values()]
+    crowd = _crowd(shared)
     explained_run = explained.prepare(shared) if kernel == EXPLAINED else None
-    sites += [explained_run.root] if explained_run else []
-    busy = f"{BUSY_THREADS} {BUSY_CALLS}"
-    command = [str(HERE / "guest.sh"), sys.executable, str(LIBRARY), busy, *map(str, sites)]
-    shutil.copy(EXAMPLE, shared)
-    run_in(get_kernel(kernel), command, shared=shared, timeout_s=TIMEOUT_S)
+    sites = [*runs.values(), crowd, *([explained_run] if explained_run else [])]
+    _run_guest(kernel, shared, sites)
     found = json.loads((shared / "nfs.json").read_text())["layers"]
     example = {layer["name"]: layer["names"] for layer in found}
-    return Booted(kernel, runs, explained_run, example)
+    return Booted(kernel, runs, crowd, explained_run, example)
+
+
+def _crowd_alone(shared: Path) -> TracedRun:
+    """The crowd's run on `PREEMPTED`, in ``shared``; raises `DiedError`."""
+    kernel, arguments = PREEMPTED
+    crowd = _crowd(shared)
+    _run_guest(kernel, shared, [crowd], arguments)
+    return crowd
+
+
+def _run_guest(kernel: str, shared: Path, sites: list[TracedRun], arguments: str = "") -> None:
+    shutil.copy(EXAMPLE, shared)
+    numbers = f"{BUSY_THREADS} {BUSY_CALLS}", f"{CROWD_THREADS} {CROWD_CALLS}"
+    command = [str(HERE / "guest.sh"), sys.executable, str(LIBRARY), *numbers]
+    command += [str(site.root) for site in sites]
+    run_in(get_kernel(kernel), command, shared=shared, timeout_s=TIMEOUT_S, arguments=arguments)
+
+
+def _compile(source: Path, shared: Path, *flags: str) -> Path:
+    program = shared / source.stem
+    subprocess.run(["cc", "-O1", "-pthread", "-o", program, source, *flags], check=True)
+    return program
+
+
+def _crowd(shared: Path) -> TracedRun:
+    """The site of the crowd's run."""
+    program = _compile(HERE.parent / "kernel/crowd.c", shared)
+    root = shared / "crowd-site"
+    root.mkdir()
+    run = make_site(root, pwd.getpwnam("nobody"))
+    run.sign(user_layer("app", program, "step"))
+    return run
 
 
 def _site(root: Path, busy: Path) -> TracedRun:

@@ -1,10 +1,12 @@
 #!/bin/sh
-# In a guest, as root: guest.sh PYTHON LIBRARY "THREADS CALLS" SITE...
-# For each site, whose name is a mechanism, a daemon and the known work on ext4, xfs and NFS; for
-# the site "explain", the work that explained.py has the probes for.
+# In a guest, as root: guest.sh PYTHON LIBRARY "THREADS CALLS" "THREADS CALLS" SITE...
+# For each site, whose name is a mechanism, a daemon and the known work on ext4, xfs and NFS, with
+# the first of the numbers for ./busy; for the site "explain", the work that explained.py has the
+# probes for; for the site "crowd-site", ./crowd with the other numbers, which leaves there what it
+# says.
 set -eu
-python=$1 library=$2 busy=$3
-shift 3
+python=$1 library=$2 busy=$3 crowd=$4
+shift 4
 here=$(dirname "$0")
 for module in loop xfs ext4; do modprobe $module 2>/dev/null || true; done
 for fs in ext4 xfs; do
@@ -117,6 +119,9 @@ for site; do
 		touch_memory
 		start "$(dirname "$python")/datacrumbs"
 		explained_work
+	elif [ "$name" = crowd-site ]; then
+		start "$(dirname "$python")/datacrumbs"
+		joined ./crowd $crowd >"$site/made"
 	else
 		start $python -P "$here/daemon.py" "$name"
 		known_work "$name"

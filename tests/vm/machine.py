@@ -57,11 +57,17 @@ class DiedError(MachineError):
 
 
 def run_in(
-    kernel: Kernel, command: list[str], *, shared: Path, timeout_s: float, root: Path = Path("/")
+    kernel: Kernel,
+    command: list[str],
+    *,
+    shared: Path,
+    timeout_s: float,
+    root: Path = Path("/"),
+    arguments: str = "",
 ) -> str:
     """Boot, run ``command`` in ``shared``, power off; what it wrote. Raises `MachineError`.
 
-    ``root`` is the guest's root file system.
+    ``root`` is the guest's root file system, ``arguments`` more of the kernel's command line.
     """
     with contextlib.ExitStack() as up:
         work = Path(up.enter_context(tempfile.TemporaryDirectory(prefix="datacrumbs-vm-")))
@@ -69,7 +75,7 @@ def run_in(
         (work / "root").mkdir()
         up.enter_context(_file_server(work, "root.sock", root, read_only=work / "root"))
         up.enter_context(_file_server(work, "shared.sock", shared))
-        code = _boot(work, kernel, timeout_s)
+        code = _boot(work, kernel, timeout_s, arguments)
         output = _text(work / "out")
         answer = _text(work / "rc").strip()
         if answer == "0":
@@ -135,7 +141,7 @@ def _file_server(
         server.wait(timeout=10)
 
 
-def _boot(work: Path, kernel: Kernel, timeout_s: float) -> int | None:
+def _boot(work: Path, kernel: Kernel, timeout_s: float, arguments: str) -> int | None:
     """Run the machine to its end; its exit code, None after a timeout."""
     board = BOARDS[kernel.architecture]
     program = shutil.which(board.program)
@@ -149,7 +155,7 @@ def _boot(work: Path, kernel: Kernel, timeout_s: float) -> int | None:
         *("-machine", f"{board.kind},memory-backend=mem", "-object", memory, "-m", f"{MEMORY_MB}M"),
         *("-accel", accelerator, "-cpu", board.cpu, "-smp", "2"),
         *("-kernel", str(kernel.image), "-initrd", str(work / "initrd")),
-        *("-append", f"console={board.console} {KERNEL_ARGUMENTS}"),
+        *("-append", f"console={board.console} {KERNEL_ARGUMENTS} {arguments}"),
         *("-serial", f"file:{work / 'console'}", "-device", "virtio-serial-pci"),
     ]
     for port in ("out", "rc"):

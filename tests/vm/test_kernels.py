@@ -7,10 +7,12 @@ from itertools import pairwise
 
 import pytest
 from kernel.test_io_uring import OPERATIONS, operations_on
-from kernel.tracing import Trace
+from kernel.tracing import Trace, TracedRun
 from vm.conftest import (
     BUSY_CALLS,
     BUSY_THREADS,
+    CROWD_CALLS,
+    CROWD_THREADS,
     FUNCTIONS,
     MISSING,
     NONE,
@@ -73,6 +75,24 @@ def test_more_busy_threads_than_cpus_lose_no_call_uncounted(booted: Booted) -> N
         if mechanism != NONE:
             ((reads,),) = trace.sql("SELECT count(*) FROM calls WHERE name IN ('read', 'pread64')")
             assert abs(_summed(trace, PROFILED) - reads) <= missed, mechanism
+
+
+def test_a_crowd_s_calls_of_a_user_function_are_all_there(booted: Booted) -> None:
+    """Of more threads than CPUs and of short ones, while others map memory."""
+    ends_missed = booted.crowd.info()["lost_by"]["missed"] if booted.kernel == "7" else 0
+    _lost_none(booted.crowd, ends_missed)
+
+
+def test_nor_is_one_lost_where_the_kernel_preempts_our_programs(preempted: TracedRun) -> None:
+    _lost_none(preempted)
+
+
+def _lost_none(crowd: TracedRun, ends_missed: int = 0) -> None:
+    """``ends_missed``: how often 7.2 did not tell that a thread ended, which is no call."""
+    made = int((crowd.root / "made").read_text())
+    assert made > CROWD_THREADS * CROWD_CALLS
+    trace = crowd.trace(lost=ends_missed)
+    assert trace.sql("SELECT name, count(*) FROM calls GROUP BY name") == [("step", made)]
 
 
 def _summed(trace: Trace, name: str) -> int:
