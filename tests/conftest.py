@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import TextIO
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("no-deadline", deadline=None)  # a busy machine may take long for one
+settings.load_profile("no-deadline")
 
 ALLOWED_SKIP = "Flux"
 """A skip whose reason has this word is no failure: Flux is in no package registry."""

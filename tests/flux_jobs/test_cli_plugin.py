@@ -240,7 +240,7 @@ def _refusal(jobspec: object) -> str | None:
 
 
 @given(VALUES)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_it_refuses_exactly_what_the_prolog_refuses(value: object) -> None:
     """Two texts, because the plugin stands alone; one rule."""
     refusal = _refusal(_jobspec(value))
@@ -252,7 +252,7 @@ def test_it_refuses_exactly_what_the_prolog_refuses(value: object) -> None:
 
 
 @given(JSON | st.fixed_dictionaries({"attributes": JSON | st.fixed_dictionaries({"system": JSON})}))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_jobspecs_of_any_shape_raise_nothing_else(shape: object) -> None:
     refusal = _refusal(SimpleNamespace(jobspec=shape))
     assert refusal is None or "datacrumbs" in refusal

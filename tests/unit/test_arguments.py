@@ -324,7 +324,7 @@ def test_usdt_arguments_come_from_the_note() -> None:
     ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_damaged_debug_info_is_a_reason_not_a_crash(
     data: st.DataObject, library: Path, tmp_path_factory: pytest.TempPathFactory

@@ -35,7 +35,7 @@ from datacrumbs.trace.reader import open_trace
 batches_of_keys = st.lists(st.lists(st.integers(0, 30), max_size=12), max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(batches_of_keys, st.sampled_from([None, 4, 12]))
 def test_keys_have_one_number_each_and_no_more_than_the_limit(
     batches: list[list[int]], limit: int | None
@@ -73,7 +73,7 @@ def _add(found: Places, batch: list[tuple[int, int, int]]) -> None:
     found.add(owner, place, bucket)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(calls_in_places)
 def test_calls_are_counted_by_place(batches: list[list[tuple[int, int, int]]]) -> None:
     found = Places()
@@ -83,7 +83,7 @@ def test_calls_are_counted_by_place(batches: list[list[tuple[int, int, int]]]) -
     assert _counted(found) == Counter(row for batch in batches for row in batch)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(calls_in_places)
 def test_places_too_many_become_others(batches: list[list[tuple[int, int, int]]]) -> None:
     """No call is lost; a place with most of the calls keeps all of its own."""
@@ -136,7 +136,7 @@ touches = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(touches)
 def test_each_region_is_touched_first_once(batches: list[list[tuple[int, int]]]) -> None:
     touched, seen = Touched(), set()
@@ -201,7 +201,7 @@ def test_calls_too_deep_are_part_of_the_one_around_them(tmp_path: Path, batch_ro
     assert f"{5 * (depth - most)} calls are deeper than {most} calls" in found.notes[0]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 10**9), st.integers(1, 40))
 def test_paths_too_many_are_part_of_the_call_around_them(seed: int, most: int) -> None:
     """The parts still add up to the whole, for explain and for the flame."""

@@ -211,7 +211,7 @@ def test_it_says_the_run_id_of_the_environment(
 ids = st.text(alphabet=string.ascii_letters + string.digits + "_-", min_size=0, max_size=RUN_ID_MAX)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(
     variables=st.dictionaries(
         st.sampled_from((*RUN_ID_VARIABLES, "FLUX", "SLURM_JOB_IDS", "A")), ids

@@ -221,7 +221,7 @@ def test_places_without_a_file_are_named(tmp_path: Path) -> None:
         find(tmp_path / "fifo", ".*")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_damaged_files_lead_to_one_line(
     data: st.DataObject, library: Path, tmp_path_factory: pytest.TempPathFactory

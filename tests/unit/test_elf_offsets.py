@@ -260,7 +260,7 @@ def test_many_symbols_with_one_endless_name_take_no_time() -> None:
     assert time.monotonic() - before < 5  # 160 GB of names, copied, take longer
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_damaged_unwind_tables_break_nothing(data: st.DataObject, program: Path) -> None:
     image = bytearray(program.read_bytes())

@@ -80,7 +80,7 @@ def by_path(inside: list[Inner]) -> Places:
     return found
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**9), st.sampled_from([7, 100_000]), st.integers(1, 60))
 def test_every_time_is_exact(seed: int, segment_events: int, batch_rows: int) -> None:
     """Of the outermost I/O calls, however the events are cut into segments and batches."""

@@ -30,7 +30,7 @@ def as_spans(rows: list[tuple[int, int, int]]) -> Spans:
     return Spans(file.astype(np.uint64) << np.uint64(61), start, start + dur, zeros, zeros)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(spans, spans)
 def test_overlaps_count_each_nanosecond_once(
     targets: list[tuple[int, int, int]], work: list[tuple[int, int, int]]
@@ -63,7 +63,7 @@ def test_overlaps_of_files_that_do_not_fit_one_line() -> None:
     assert set(time_ns.tolist()) == {year - 5}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(spans, st.lists(st.tuples(st.integers(1, 3), st.integers(0, 60)), max_size=5), st.booleans())
 def test_calls_in_flight(
     rows: list[tuple[int, int, int]], older: list[tuple[int, int]], narrow: bool

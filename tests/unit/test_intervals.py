@@ -36,7 +36,6 @@ def columns(batch: Intervals) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return series.astype(np.intp), start, start + length
 
 
-@settings(deadline=None)
 @given(INTERVALS, CUTS)
 def test_union_is_what_counting_units_gives(intervals: Intervals, cuts: list[int]) -> None:
     union = Union()
@@ -45,7 +44,6 @@ def test_union_is_what_counting_units_gives(intervals: Intervals, cuts: list[int
     assert union.total_ns == reference(intervals)
 
 
-@settings(deadline=None)
 @given(INTERVALS, CUTS, st.sampled_from([1, 1 << 40, 1 << 56]))
 def test_unions_of_many_series_do_not_mix(
     intervals: Intervals, cuts: list[int], scale: int

@@ -47,7 +47,7 @@ rows_of = st.lists(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(rows_of, st.sampled_from([0, 1, 2, 24]))
 def test_nesting_is_as_defined(rows: list[Row], peeled: int) -> None:
     """Also with ties, no lengths, and intervals that overlap; by levels and one by one."""
@@ -128,7 +128,7 @@ def known(host: Host) -> dict[tuple[str, ...], list[int]]:
     return {path: [s.count, s.time_ns, s.self_ns] for path, s in breakdown(host.calls()).items()}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**9), st.sampled_from([7, 50, 100_000]), st.integers(1, 40))
 def test_generated_trees_come_back(seed: int, segment_events: int, batch_rows: int) -> None:
     """Whatever the segments and batches, with calls open across many of them."""

@@ -34,7 +34,7 @@ def _write(directory: Path, ends_and_lengths: list[tuple[int, int]], *, close: b
     return open_trace(directory).hosts[0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 90)), min_size=1, max_size=60),
     st.booleans(),

@@ -129,7 +129,7 @@ def test_two_daemons_at_once_both_remember(state: Path) -> None:
     assert len(known(state, 0)) == 60
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.text(max_size=300), st.text(max_size=300))
 def test_texts_end_up_printable_and_short(name: str, reason: str) -> None:
     with tempfile.TemporaryDirectory() as directory:

@@ -184,7 +184,7 @@ def test_losses_filters_and_missing_files_are_told(tmp_path: Path) -> None:
 DURATIONS = st.lists(st.integers(16, 10**12), min_size=1, max_size=20)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.sampled_from(SYSCALLS), DURATIONS), min_size=1, max_size=12))
 def test_sums_are_exact_however_calls_are_spread(
     tmp_path_factory: Any, parts: list[tuple[str, list[int]]]

@@ -318,7 +318,7 @@ _steps = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(steps=_steps, closes=st.booleans())
 def test_whatever_the_disk_does_kept_and_lost_are_all(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]], closes: bool

@@ -197,7 +197,7 @@ def test_a_constant_is_what_the_note_says() -> None:
         assert (operand.how, operand.value) == (CONSTANT, value)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_damaged_notes_are_left_out(data: st.DataObject, program: Path) -> None:
     image = bytearray(program.read_bytes())
