@@ -24,7 +24,6 @@ PYTHON = "3.11"
 """Of `SUITE`."""
 
 PACKAGES = ["base-files", "busybox-static", "python3", "libbpf1", "libseccomp2"]
-PACKAGES += ["libgcc-s1", "libstdc++6"]  # of wheels
 WHEELS = [
     "capstone",
     "click",
@@ -35,6 +34,7 @@ WHEELS = [
     "pyelftools",
     "pyyaml",
 ]
+WHEELS_NEED = ["libgcc-s1", "libstdc++6"]
 WHEELS_AT = Path("opt/wheels")
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux2014_aarch64")
 ACCOUNTS = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n"
@@ -62,7 +62,7 @@ def _make(path: Path) -> None:
     work.chmod(0o755)
     try:
         tree = work / "tree"
-        Apt(work / "apt", SUITE, ARM).unpack_with_dependencies(PACKAGES, tree)
+        Apt(work / "apt", SUITE, ARM).unpack_with_dependencies([*PACKAGES, *WHEELS_NEED], tree)
         (tree / "bin/sh").symlink_to("busybox")
         (tree / "etc/passwd").write_text(ACCOUNTS)
         (tree / "etc/group").write_text("root:x:0:\nnogroup:x:65534:\n")
