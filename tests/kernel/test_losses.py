@@ -145,15 +145,16 @@ def test_the_daemon_stops_while_rings_overflow(traced_run: TracedRun, reads: Pat
     with traced_run.daemon() as daemon:
         processes = [traced_run.start(reads, "0", "100000", "0") for _ in range(busy)]
         try:
-            time.sleep(1.5)
+            time.sleep(3)
             daemon.terminate()
             wait_until(lambda: daemon.poll() is not None, "the end", 20)
         finally:
             for process in processes:
                 process.terminate()
                 process.wait()
-    kept, _ = kept_and_lost(traced_run)
-    assert kept > 100_000
+    kept, lost = kept_and_lost(traced_run)
+    assert lost > 0
+    assert kept > len(os.sched_getaffinity(0)) * MIB // 72  # more than the rings hold
 
 
 def test_rings_that_cannot_be_made_leave_none_behind() -> None:
