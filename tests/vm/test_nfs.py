@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from kernel.tracing import Trace
+from kernel.tracing import UNFINISHED, Trace
 from vm.conftest import NONE, Booted
 from vm.test_kernels import ASYNC, BYTES, WRITES, traces
 
@@ -40,8 +40,13 @@ def test_requests_to_the_server_carry_each_byte_once(booted: Booted, kind: str) 
             asked = "size" if kind == "write" else f"least(size, {WRITES * BYTES} - pos)"
             rows = trace.calls(f"pos, {asked}, ret, flags, pid", where)
             pid = user_of(trace, path, kind)
-            expected = [(offset, size, size, ASYNC, pid) for offset, size in REQUESTS]
-            assert sorted(rows) == expected, (mechanism, path)
+            expected = {(offset, size, size, ASYNC, pid) for offset, size in REQUESTS}
+            unseen = expected - set(rows)
+            assert len(unseen) <= booted.missed(mechanism), (mechanism, path, rows)
+            # of some, the end alone was missed
+            began = {(offset, size, 0, ASYNC | UNFINISHED, pid) for offset, size, *_ in unseen}
+            assert set(rows) - expected <= began, (mechanism, path, rows)
+            assert len(set(rows)) == len(rows), (mechanism, path, rows)
             assert all(dur > 0 for (dur,) in trace.calls("dur", where))
 
 
@@ -50,7 +55,8 @@ def test_what_was_written_is_committed(booted: Booted) -> None:
         trace = booted.trace(mechanism)
         for path in (f"/mnt/nfs/{mechanism}", f"/mnt/nfs/{mechanism}-later"):
             rows = trace.calls("ret, flags, pid", f"name = 'nfs:nfs_rq:commit' AND path = '{path}'")
-            assert set(rows) == {(0, ASYNC, user_of(trace, path, "write"))}, (mechanism, path)
+            seen = set(rows) == {(0, ASYNC, user_of(trace, path, "write"))}
+            assert seen or booted.missed(mechanism), (mechanism, path, rows)
 
 
 def test_each_request_is_one_remote_procedure(booted: Booted) -> None:
@@ -64,7 +70,9 @@ def test_each_request_is_one_remote_procedure(booted: Booted) -> None:
             "AND r.ts <= t.ts AND t.ts + t.dur <= r.ts + r.dur",
             f"/mnt/nfs/{mechanism}",
         )
-        assert rows == [(2 * len(REQUESTS), 2 * len(REQUESTS))], mechanism
+        ((requests, procedures),) = rows
+        assert requests == procedures, mechanism
+        assert 0 <= 2 * len(REQUESTS) - requests <= booted.missed(mechanism), mechanism
 
 
 def test_a_read_from_the_server_goes_down_through_all_layers(booted: Booted) -> None:
