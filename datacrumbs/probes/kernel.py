@@ -160,6 +160,11 @@ def tracepoints() -> tuple[str, ...]:
     return tuple(sorted(f"{group}:{name}" for group, name in named))
 
 
+def has_tracefs() -> bool:
+    """Is it mounted where it belongs? To see inside takes root."""
+    return any((place / "events").exists() for place in TRACEFS)
+
+
 def _groups() -> dict[str, str]:
     """event -> group, as far as we may read it."""
     for place in TRACEFS:

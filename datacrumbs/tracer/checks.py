@@ -21,6 +21,7 @@ from pathlib import Path
 
 from datacrumbs.config import SystemConfig, config_paths, load_system_config
 from datacrumbs.errors import UserError
+from datacrumbs.probes.kernel import TRACEFS, has_tracefs
 from datacrumbs.probes.model import (
     FORMAT,
     KernelFunction,
@@ -107,6 +108,7 @@ def run_checks(config_path: Path | None, *, user: pwd.struct_passwd) -> list[Che
         commands(),
         client_library(config),
         process_visibility(),
+        tracefs(),
         run_directory(config),
         log_directory(config),
         trace_directory(config, user),
@@ -579,6 +581,17 @@ def _is_locked(path: Path) -> bool:
         locks = Path("/proc/locks").read_text()
         return re.search(rf" FLOCK .*:{inode} ", locks) is not None
     return True  # gone meanwhile: it was in use
+
+
+def tracefs() -> Check:
+    """Tracing does without, but for custom programs on tracepoints."""
+    name = "tracefs"
+    if not _is_root():
+        return _needs_root(name)
+    if has_tracefs():
+        return Check(name, True, "mounted")
+    found = "not mounted, so custom programs know no tracepoints"
+    return Check(name, True, f"{found}: mount -t tracefs tracefs {TRACEFS[0]}")
 
 
 def process_visibility(mounts: Path = Path("/proc/self/mountinfo")) -> Check:

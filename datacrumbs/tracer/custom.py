@@ -23,6 +23,7 @@ from pathlib import Path
 
 from datacrumbs.errors import UserError
 from datacrumbs.printable import printable
+from datacrumbs.probes.kernel import has_tracefs
 from datacrumbs.probes.model import CustomLayer
 from datacrumbs.trace.schema import Op
 from datacrumbs.tracer.plan import Plan
@@ -142,13 +143,14 @@ def _compile(
         os.close(fd)
     if fds:
         raise UserError("has no probe that BCC attaches by its name")
-    raise UserError(
-        answer.decode() or _first_error(lines) or f"the compiler ended: {process.returncode}"
-    )
+    why = _first_error(lines, tracefs=has_tracefs())
+    raise UserError(answer.decode() or why or f"the compiler ended: {process.returncode}")
 
 
-def _first_error(lines: list[str]) -> str:
+def _first_error(lines: list[str], *, tracefs: bool) -> str:
     """What the compiler says first, or BCC last; of a crash, neither is of use."""
+    if not tracefs and any("struct tracepoint__" in line for line in lines):
+        return "TRACEPOINT_PROBE() needs tracefs: mount -t tracefs tracefs /sys/kernel/tracing"
     if any("Assertion" in line for line in lines):
         return ""
     return next((line for line in lines if "error:" in line), lines[-1] if lines else "")

@@ -10,6 +10,8 @@ import pytest
 from kernel.tracing import TracedRun
 
 from datacrumbs.probes import model
+from datacrumbs.probes.kernel import TRACEFS, has_tracefs
+from datacrumbs.tracer.custom import _first_error
 
 ROOT = Path(__file__).resolve().parents[2]
 SYSCALLS = model.SyscallLayer(name="syscall", functions=["fsync"])
@@ -38,6 +40,19 @@ def custom_run(
     return traced_run
 
 
+@pytest.fixture
+def tracefs() -> Iterator[None]:
+    """It is mounted, as by systemd: BCC reads there what tracepoints hand over."""
+    if has_tracefs():
+        yield
+        return
+    subprocess.run(["mount", "-t", "tracefs", "tracefs", TRACEFS[0]], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", TRACEFS[0]], check=True)
+
+
 def allow(run: TracedRun) -> None:
     with open(run.root / "system.yaml", "a") as config:
         config.write("policy: {custom: true}\n")
@@ -51,7 +66,14 @@ def reasons(run: TracedRun) -> dict[str, str]:
     return {row["layer"]: row["reason"] for row in run.info()["skipped"]}
 
 
-def test_request_latency_by_device(custom_run: TracedRun, tmp_path: Path) -> None:
+def test_a_lack_of_tracefs_is_told() -> None:
+    said = ["own.c:3:9: error: incomplete definition of type 'struct tracepoint__a__b'"]
+    assert "mount -t tracefs" in _first_error(said, tracefs=False)
+    assert _first_error(said, tracefs=True) == said[0]
+
+
+@pytest.mark.usefixtures("tracefs")
+def test_request_latency_by_device(custom_run: TracedRun) -> None:
     names = ("read_request", "write_request", "other_request")
     text = (ROOT / "examples/request_latency.c").read_text()
     image = custom_run.root / "image"

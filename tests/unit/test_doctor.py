@@ -219,7 +219,7 @@ def test_no_signing_service_is_no_failure_unless_this_host_has_its_key(tmp_path:
 def test_every_check_is_json(tmp_path: Path) -> None:
     code, document = as_json()
     names = [check["name"] for check in document["checks"]]
-    assert len(names) == len(set(names)) == 25
+    assert len(names) == len(set(names)) == 26
     assert code == (1 if document["failed"] else 0)
     assert {tuple(check) for check in document["checks"]} == {("name", "ok", "found", "remedy")}
     assert msgspec.json.decode(json.dumps(document))

@@ -73,6 +73,11 @@ EXPLAINED = "6.12"
 """The kernel that also runs what is explained."""
 
 
+def missed(kernel: str, run: TracedRun) -> int:
+    """How often the kernel says that it did not run a program; 0 unless it is one that may."""
+    return int(run.info()["lost_by"]["missed"]) if kernel in MAY_MISS else 0
+
+
 @dataclass(frozen=True, slots=True)
 class Booted:
     """The runs that a kernel made, by mechanism; ``explained``: of `EXPLAINED` only.
@@ -88,9 +93,8 @@ class Booted:
     example: dict[str, list[str]]
 
     def missed(self, mechanism: str) -> int:
-        """How often the kernel says that it did not run a program; 0 unless it is one that may."""
-        lost_by = self.runs[mechanism].info()["lost_by"]
-        return int(lost_by["missed"]) if self.kernel in MAY_MISS else 0
+        """As `missed`, of one of the runs."""
+        return missed(self.kernel, self.runs[mechanism])
 
     def trace(self, mechanism: str) -> Trace:
         """The trace of a run, which lost nothing but what the kernel missed."""

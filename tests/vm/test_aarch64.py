@@ -13,10 +13,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from kernel.tracing import TracedRun, make_site, user_layer
+from kernel.tracing import Trace, TracedRun, make_site, user_layer
 from unit.assembled import code_of, compile_aarch64, offsets
 from vm import aarch64
-from vm.conftest import until_alive
+from vm.conftest import missed, until_alive
 from vm.kernels import ARM, get_kernel
 from vm.machine import run_in
 
@@ -67,6 +67,11 @@ class Guest:
     kernel: str
     runs: dict[str, TracedRun]
     program: Path
+
+    def traces(self) -> Iterator[tuple[str, Trace]]:
+        """Of all sites; nothing is lost but programs that the kernel did not run."""
+        for site, run in self.runs.items():
+            yield site, run.trace(lost=missed(self.kernel, run))
 
     def said(self, site: str) -> dict[str, tuple[int, int]]:
         """By function: where its breakpoint was, and the sum of what its calls returned."""
@@ -170,8 +175,7 @@ def test_the_program_comes_to_its_results(guest: Guest) -> None:
 
 
 def test_every_call_is_there_once_with_its_result(guest: Guest) -> None:
-    for site, run in guest.runs.items():
-        trace = run.trace()
+    for site, trace in guest.traces():
         for name, results in RESULTS.items():
             rows = trace.calls("ret, flags & 1", f"name = '{name}'")
             assert len(rows) == INSIDE.get(name, CALLS), (site, name)
@@ -183,8 +187,8 @@ def test_every_call_is_there_once_with_its_result(guest: Guest) -> None:
 
 
 def test_moved_probes_see_the_arguments(guest: Guest) -> None:
-    for site, run in guest.runs.items():
-        rows = run.trace().sql(
+    for site, trace in guest.traces():
+        rows = trace.sql(
             "SELECT c.name, a.name, a.value, count(*) FROM arguments a JOIN calls c "
             "USING (ts, tid) WHERE c.name IN ('compares', 'recurs') GROUP BY ALL"
         )
@@ -196,8 +200,8 @@ def test_moved_probes_see_the_arguments(guest: Guest) -> None:
 
 
 def test_arguments_of_a_usdt_point(guest: Guest) -> None:
-    for site, run in guest.runs.items():
-        rows = run.trace().sql(
+    for site, trace in guest.traces():
+        rows = trace.sql(
             "SELECT c.ts, a.name, a.value FROM arguments a JOIN calls c USING (ts, tid) "
             "WHERE c.name = 'placed:mark' ORDER BY c.ts"
         )
@@ -208,8 +212,7 @@ def test_arguments_of_a_usdt_point(guest: Guest) -> None:
 
 
 def test_every_layer_sees_the_writes(guest: Guest) -> None:
-    for site, run in guest.runs.items():
-        trace = run.trace()
+    for site, trace in guest.traces():
         calls = trace.calls(
             "name, size, ret, pos", f"path = '/dev/shm/{site}' AND name LIKE '%write'"
         )

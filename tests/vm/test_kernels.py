@@ -23,6 +23,7 @@ from vm.conftest import (
     SYSTEM_CALLS,
     WITH_ARGUMENTS,
     Booted,
+    missed,
 )
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(700)]
@@ -79,8 +80,7 @@ def test_more_busy_threads_than_cpus_lose_no_call_uncounted(booted: Booted) -> N
 
 def test_a_crowd_s_calls_of_a_user_function_are_all_there(booted: Booted) -> None:
     """Of more threads than CPUs and of short ones, while others map memory."""
-    ends_missed = booted.crowd.info()["lost_by"]["missed"] if booted.kernel == "7" else 0
-    _lost_none(booted.crowd, ends_missed)
+    _lost_none(booted.crowd, missed(booted.kernel, booted.crowd))
 
 
 def test_nor_is_one_lost_where_the_kernel_preempts_our_programs(preempted: TracedRun) -> None:

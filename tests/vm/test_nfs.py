@@ -51,12 +51,17 @@ def test_requests_to_the_server_carry_each_byte_once(booted: Booted, kind: str) 
 
 
 def test_what_was_written_is_committed(booted: Booted) -> None:
+    """What an fsync() sends may be stable at once, and need no commit: the client decides."""
     for mechanism in booted.runs:
         trace = booted.trace(mechanism)
-        for path in (f"/mnt/nfs/{mechanism}", f"/mnt/nfs/{mechanism}-later"):
+        for path, certain in ((f"/mnt/nfs/{mechanism}", 0), (f"/mnt/nfs/{mechanism}-later", 1)):
             rows = trace.calls("ret, flags, pid", f"name = 'nfs:nfs_rq:commit' AND path = '{path}'")
-            seen = set(rows) == {(0, ASYNC, user_of(trace, path, "write"))}
-            assert seen or booted.missed(mechanism), (mechanism, path, rows)
+            writer = user_of(trace, path, "write")
+            assert len(rows) + booted.missed(mechanism) >= certain, (mechanism, path)
+            ends = {(0, ASYNC, writer)}
+            if booted.missed(mechanism):
+                ends |= {(0, ASYNC | UNFINISHED, writer)}
+            assert set(rows) <= ends, (mechanism, path, rows)
 
 
 def test_each_request_is_one_remote_procedure(booted: Booted) -> None:
