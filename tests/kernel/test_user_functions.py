@@ -176,11 +176,14 @@ def test_signal_handlers_on_any_stack(traced_run: TracedRun) -> None:
     assert trace.sql(NESTED) == [(0,)]
 
 
-COROUTINES = """
+TWO_ROUTINES = """
+#define _GNU_SOURCE
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <ucontext.h>
+#define ROOM (1 << 18)
 static ucontext_t home, routine[2];
 __attribute__((noinline)) void yield(int from) {
     swapcontext(&routine[from], &routine[!from]);
@@ -196,25 +199,33 @@ static void body(int from) {
     for (int i = 0; i < 23; i++) sum += step(from, i);
     printf("%d %d\\n", from, sum);
 }
-__attribute__((noinline)) void run(int mapped) {
+__attribute__((noinline)) void run(void *first, void *second) {
     for (int i = 0; i < 2; i++) {
         getcontext(&routine[i]);
-        routine[i].uc_stack.ss_size = 1 << 18;
-        routine[i].uc_stack.ss_sp = mapped
-            ? mmap(0, 1 << 18, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-            : malloc(1 << 18);
+        routine[i].uc_stack.ss_size = ROOM;
+        routine[i].uc_stack.ss_sp = i ? second : first;
         routine[i].uc_link = i ? &home : &routine[1];
         makecontext(&routine[i], (void (*)(void))body, 1, i);
     }
     swapcontext(&home, &routine[0]);
     asm volatile("");
 }
+static void *mapped(size_t size) {
+    return mmap(0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+}
+"""
+"""Coroutines that go on by turns, on the stacks that `run` is given."""
+
+COROUTINES = (
+    TWO_ROUTINES
+    + """
 int main(void) {
-    run(0);
-    run(1);
+    run(malloc(ROOM), malloc(ROOM));
+    run(mapped(ROOM), mapped(ROOM));
     puts("end");
 }
 """
+)
 
 
 def test_coroutines(traced_run: TracedRun) -> None:
@@ -224,46 +235,18 @@ def test_coroutines(traced_run: TracedRun) -> None:
     assert counts(trace) == [("run", 2, 0)]
 
 
-BESIDE_THE_STACK = """
-#define _GNU_SOURCE
-#include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/mman.h>
-#include <ucontext.h>
-#define ROOM (1 << 18)
-static ucontext_t home, routine[2];
+BESIDE_THE_STACK = (
+    TWO_ROUTINES
+    + """
 static char *rooms;
-__attribute__((noinline)) void yield(int from) {
-    swapcontext(&routine[from], &routine[!from]);
-    asm volatile("");
+static void *work(void *room) {
+    run(rooms + ((int *)room)[0] * ROOM, rooms + ((int *)room)[1] * ROOM);
+    return 0;
 }
-__attribute__((noinline)) int step(int from, int n) {
-    yield(from);
-    asm volatile("");
-    return n;
-}
-static void body(int from) {
-    int sum = 0;
-    for (int i = 0; i < 23; i++) sum += step(from, i);
-    printf("%d %d\\n", from, sum);
-}
-__attribute__((noinline)) void run(int *room) {
-    for (int i = 0; i < 2; i++) {
-        getcontext(&routine[i]);
-        routine[i].uc_stack.ss_size = ROOM;
-        routine[i].uc_stack.ss_sp = rooms + room[i] * ROOM;
-        routine[i].uc_link = i ? &home : &routine[1];
-        makecontext(&routine[i], (void (*)(void))body, 1, i);
-    }
-    swapcontext(&home, &routine[0]);
-    asm volatile("");
-}
-static void *work(void *room) { run(room); return 0; }
 int main(void) {
     /* of the thread and the two coroutines: all in one mapping, in every order */
     static int room[][3] = {{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
-    rooms = mmap(0, 3 * ROOM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    rooms = mapped(3 * ROOM);
     for (int i = 0; i < 6; i++) {
         pthread_t thread;
         pthread_attr_t attributes;
@@ -275,6 +258,7 @@ int main(void) {
     puts("end");
 }
 """
+)
 
 
 def test_coroutines_beside_their_thread_s_stack(traced_run: TracedRun) -> None:
