@@ -98,8 +98,8 @@ __noinline int find_stack(struct dc_task *self, __u64 sp)
 	if (!look_up(task->mm, sp, &found) && bpf_find_vma(task, sp, take_bounds, &found, 0))
 		return 0; /* the map is being changed: nothing is certain */
 	__u64 top = first ? BPF_CORE_READ(task, mm, start_stack) : control_block(task);
-	if (top - found.low >= found.high - found.low || sp >= top)
-		return 0;
+	if (top - found.low >= found.high - found.low || sp > top)
+		return 0; /* equal: the first call on aarch64, which pushes nothing */
 	self->stack_low = found.low;
 	self->stack_bytes = top - found.low;
 	return 1;
